@@ -1,0 +1,314 @@
+"""The command line: one command for each step of the graph, `run`, and what helps a person around them.
+
+Nothing heavy is imported before a command needs it, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dualipo import __version__
+from dualipo.errors import UserError
+from dualipo.steps import GRAPH, Port, Step
+
+if TYPE_CHECKING:
+    from dualipo.config import Config
+
+
+class _Overview(click.Group):
+    """Lists the commands in the order in which they were added: that of the experiment."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+class _Lazy(click.Group):
+    """A group that is imported when one of its commands is asked for. `target` is `module:attribute`."""
+
+    def __init__(self, name: str, target: str, help: str):
+        super().__init__(name, help=help)
+        self.target = target
+
+    def _group(self) -> click.Group:
+        module, attribute = self.target.split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self._group().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self._group().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Overview, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dualipo")
+def cli() -> None:
+    """Improves a text-to-video generator and its critic in turn (Dual-IPO), as a tracked, gated experiment.
+
+    `dualipo run` does everything; each step is a command of its own too.
+    """
+
+
+# ---- options that several commands share
+
+
+def _folder(command: Callable) -> Callable:
+    return click.option(
+        "--folder",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=".",
+        show_default=True,
+        help="The experiment's folder: params.yaml, runs/, mlflow.db.",
+    )(command)
+
+
+def _data(command: Callable) -> Callable:
+    return click.option(
+        "--data",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of base models, human labels and real clips.  [default: data in the experiment's folder]",
+    )(command)
+
+
+def _parameters(command: Callable) -> Callable:
+    command = click.option(
+        "-S",
+        "--set-param",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Sets one parameter, e.g. -S align.beta=500. Repeatable.",
+    )(command)
+    return click.option(
+        "--params",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="A preset laid over the experiment's params.yaml, e.g. params/smoke.yaml. Repeatable.",
+    )(command)
+
+
+def _force(command: Callable) -> Callable:
+    return click.option("--force", is_flag=True, help="Does it anew, changed or not.")(command)
+
+
+def _config(folder: Path, params: tuple[Path, ...], overrides: tuple[str, ...]) -> Config:
+    import yaml
+
+    from dualipo.config import load_config
+
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UserError(f"-S {text}: write KEY=VALUE, e.g. -S align.beta=500")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"-S {text}: the value is not valid YAML; quote it, e.g. -S 'prompts.count=12'") from None
+    own = folder / "params.yaml"
+    files = [own, *params] if own.is_file() or not params else [*params]
+    return load_config(*files, overrides=values)
+
+
+def _data_path(data: Path | None) -> Path:
+    """A folder named on the command line is relative to where the person is."""
+    return Path("data") if data is None else data.absolute()
+
+
+# ---- steps
+
+
+class _StepCommand(click.Command):
+    """A step; its help ends with the parameters that change what it makes."""
+
+    def __init__(self, step: Step):
+        self.step = step
+        option = click.Option(["--round", "round_name"], required=True, metavar="NAME", help="Round, e.g. 1.")
+        ports = [_port_option(n, p, "Input") for n, p in step.inputs.items()]
+        ports += [_port_option(n, p, "Output") for n, p in step.outputs.items()]
+        super().__init__(
+            step.name,
+            help=step.about,
+            callback=self._run,
+            params=[*([option] if step.scope == "round" else []), *ports],
+        )
+        for decorate in (_force, _folder, _parameters, _data):
+            decorate(self)
+
+    def _run(
+        self,
+        data: Path | None,
+        params: tuple[Path, ...],
+        overrides: tuple[str, ...],
+        folder: Path,
+        force: bool,
+        round_name: str | None = None,
+        **ports: Path | None,
+    ) -> None:
+        config = _config(folder, params, overrides)
+        from dualipo.engine import execute
+
+        bindings = {name: path for name, path in ports.items() if path is not None}
+        click.echo(execute(self.step, config, folder, round_name, bindings, force=force, data=_data_path(data)))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.step.sections:
+            return
+        from dualipo.config import Config
+
+        sections = Config().model_dump(mode="json", include=set(self.step.sections))
+        rows = [(f"{s}.{key}", f"[default: {value}]") for s in self.step.sections for key, value in sections[s].items()]
+        with formatter.section("Parameters it reads (params.yaml, or -S)"):
+            formatter.write_dl(rows)
+
+
+def _port_option(name: str, port: Port, direction: str) -> click.Option:
+    where = port.bind("DATA", "ROUND", "PREV")
+    path = click.Path(path_type=Path)
+    return click.Option([f"--{name.replace('_', '-')}", name], type=path, help=f"{direction}.  [default: {where}]")
+
+
+# ---- the whole experiment
+
+
+@cli.command("run")
+@_data
+@_parameters
+@_folder
+@_force
+@click.option("--until", metavar="ROUND[/STEP]", help="Stops after that round, or that step of it.")
+def run_command(
+    data: Path | None,
+    params: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    folder: Path,
+    force: bool,
+    until: str | None,
+) -> None:
+    """Runs the whole experiment, all rounds and the report.
+
+    What is up to date is skipped; a run that was stopped goes on where it was.
+    """
+    config = _config(folder, params, overrides)
+    from dualipo.engine import run
+
+    outcomes = run(config, folder, until, _data_path(data), force)
+    for name, path in outcomes[-1].outputs.items():
+        click.echo(f"{name}: {path.absolute()}")
+
+
+for _step in GRAPH.values():
+    cli.add_command(_StepCommand(_step))
+
+
+# ---- around it
+
+
+@cli.command()
+@_data
+@_parameters
+@_folder
+def doctor(data: Path | None, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
+    """Says what is installed, what is missing and what to do about it. Exits with 1 where something is missing."""
+    from dualipo.doctor import examine, format_findings
+
+    findings = examine(folder, _data_path(data), lambda: _config(folder, params, overrides))
+    click.echo(format_findings(findings))
+    if any(finding.state == "missing" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("reference")
+@_parameters
+@_folder
+def lineage(reference: str, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
+    """Prints everything that went into a registered model, back to the human labels.
+
+    REFERENCE is NAME@ALIAS, NAME/VERSION, or `critic` or `generator` for this experiment's champion.
+    """
+    config = _config(folder, params, overrides)
+    from dualipo.lineage import format_lineage, lineage
+
+    click.echo(format_lineage(lineage(folder, config, reference)))
+
+
+@cli.command()
+@click.argument("reference")
+@_parameters
+@_folder
+def verify(reference: str, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
+    """Recomputes every hash in a registered model's lineage. Exits with 1 where a link is broken.
+
+    REFERENCE is NAME@ALIAS, NAME/VERSION, or `critic` or `generator` for this experiment's champion.
+    """
+    config = _config(folder, params, overrides)
+    from dualipo.lineage import broken, format_checks, verify
+
+    checks = verify(folder, config, reference)
+    click.echo(format_checks(checks))
+    if broken(checks):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.option("--count", type=click.IntRange(min=1), required=True, help="Prompts to draw.")
+@click.option(
+    "--space", default="small_world", show_default=True, help="A shipped prompt space, or a YAML file of one."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON lines file to write.")
+def prompt_pool(count: int, space: str, seed: int, out: Path) -> None:
+    """Writes a pool of prompts drawn from a structured space."""
+    from dualipo.prompts import load_space, write_pool
+
+    written = write_pool(load_space(space), count, seed, out)
+    click.echo(f"{written} prompts: {out}")
+
+
+cli.add_command(
+    _Lazy("world", "dualipo.world.cli:world", "The small world: makes its data and trains its base models again.")
+)
+
+for _command in cli.commands.values():
+    # click cuts a long help short in the overview, in the middle of a sentence.
+    _command.short_help = (_command.help or "").partition(".")[0].replace("\n", " ") + "."
+
+
+# ---- the door
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that it can be resumed."""
+
+
+def _on_terminate(number: int, frame: Any) -> NoReturn:
+    raise _Terminated
+
+
+def main() -> None:
+    """Entry point. Exit status: 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        result = cli.main(prog_name="dualipo", standalone_mode=False)
+        status = result if isinstance(result, int) else 0
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        status = 2
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        command = shlex.join(["dualipo", *sys.argv[1:]])
+        click.echo(f"stopped; what is finished is kept. To go on where it was: {command}", err=True)
+        terminated = isinstance(error, _Terminated) or isinstance(error.__cause__, _Terminated)
+        status = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    sys.exit(status)

@@ -1,0 +1,260 @@
+"""The experiment's parameters: one frozen, validated model per section of params.yaml.
+
+Every section is named after the step that reads it. Unknown keys are refused, whole numbers written as floats
+(`8.0`, as JSON and protobuf hand them over) are taken as integers, and NaN is refused everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dualipo.errors import UserError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Experiment(Section):
+    name: str = Field("small-world", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """MLflow experiment; the registered models are `<name>-critic` and `<name>-generator`."""
+    seed: int = Field(0, ge=0)
+    """Root of every random stream of the run."""
+
+
+class Prompts(Section):
+    space: str = "small_world"
+    """A prompt space shipped with the library, or the path of a YAML file of one."""
+    count: PositiveInt = 96
+    """Prompts a round."""
+    target: dict[str, dict[str, NonNegative]] = {}
+    """Target shares that replace the space's own, e.g. `{difficulty: {simple: 0.5, medium: 0.5}}`."""
+    schedule: dict[str, dict[str, NonNegative]] = {}
+    """Per round, shares of `difficulty` that replace the target's, e.g. `{"1": {simple: 0.8, medium: 0.2}}`."""
+
+
+class Generate(Section):
+    candidates: int = Field(8, ge=2)
+    """Clips sampled for each prompt, one seed each."""
+    steps: PositiveInt = 12
+    """Denoising steps."""
+    guidance: NonNegative = 2.0
+    """Classifier-free guidance scale; 1 switches it off."""
+    batch_size: PositiveInt = 64
+    """Clips sampled at once."""
+
+
+class Label(Section):
+    paths: PositiveInt = 4
+    """Reasoning paths that vote on each question (self-consistency)."""
+    temperature: Positive = 1.0
+    max_new_tokens: PositiveInt = 64
+    pairs_per_prompt: PositiveInt = 6
+    """Pairs of candidates asked for each prompt, each in both orders."""
+    batch_size: PositiveInt = 64
+    """Questions asked at once."""
+    certainty_beta: Positive = 0.1
+    """Temperature of the preference certainty estimator."""
+    certainty_threshold: Share = 0.5
+    """A label is kept only where its certainty is above this."""
+    filter_by_certainty: bool = True
+    """Off: every label that survives the vote and the swap is kept (the paper's ablation)."""
+
+
+class CheckLabels(Section):
+    min_kept: PositiveInt = 50
+    """Pseudo-labels that must be left, of each kind."""
+    max_verdict_kl: Positive = 0.5
+    """Bound on KL(pseudo-labels' verdict shares || human seed labels' shares), in nats, each question apart."""
+    max_position_bias: Share = 0.25
+    """Bound on |share of A - share of B| over all pair questions asked, before the swap filter."""
+    max_tie_share: Share = 0.8
+    max_prompt_share_error: Share = 0.02
+    """Bound on |share - target share| of each prompt category."""
+
+
+class TrainCritic(Section):
+    algorithm: Literal["srpo", "dpo", "none"] = "srpo"
+    """`srpo` weights each pair's DPO loss by its certainty; `dpo` does not; `none` keeps the critic as it is."""
+    beta: Positive = 0.1
+    learning_rate: Positive = 1e-4
+    steps: PositiveInt = 60
+    batch_size: PositiveInt = 16
+    """Preference pairs of reasoning paths a step."""
+    instruction_batch_size: PositiveInt = 32
+    """Instruction-tuning examples a step, drawn beside the pairs."""
+    instruction_weight: NonNegative = 1.0
+    """Weight of the instruction-tuning loss on human seed labels and unanimous pseudo-labels."""
+    seed_share: Share = 0.7
+    """Share of human seed labels among the instruction-tuning examples."""
+    max_grad_norm: Positive = 1.0
+
+
+class CheckCritic(Section):
+    min_agreement: Share = 0.75
+    """Smallest share of the human test pairs on which an accepted critic agrees."""
+    max_drop: Share = 1.0
+    """Largest loss of agreement against the incumbent critic; 1 switches this off."""
+    paths: PositiveInt = 4
+    batch_size: PositiveInt = 64
+
+
+class Prefer(Section):
+    confirm: bool = True
+    """Keep a prompt's top-1 and bottom-1 only where the pairwise verdict, asked in both orders, does not contradict."""
+    min_margin: NonNegative = 0.05
+    """Smallest difference of the two critic scores, of 1."""
+    max_winner_is_loser: Share = 0.0
+    min_pairs: PositiveInt = 16
+    """Preference pairs below which a round's generator may not be promoted."""
+
+
+class Align(Section):
+    loss: Literal["dpo", "kto"] = "dpo"
+    beta: Positive = 1000.0
+    learning_rate: Positive = 1e-4
+    warmup_steps: int = Field(10, ge=0)
+    steps: PositiveInt = 120
+    batch_size: PositiveInt = 16
+    """Preference pairs a step (DPO) or clips a step (KTO)."""
+    lambda_winner: NonNegative = 0.2
+    """Weight of the diffusion loss on winners (lambda_1; DPO only)."""
+    lambda_real: NonNegative = 0.1
+    """Weight of the diffusion loss on real clips (lambda_2; lambda in KTO)."""
+    omega: Literal["constant", "snr"] = "constant"
+    """Weight over noise levels: folded into beta, or min(SNR, 5) normalised."""
+    reference: Literal["previous", "base"] = "previous"
+    """Frozen reference: the previous round's champion, or the base model for good."""
+    max_grad_norm: Positive = 1.0
+    checkpoint_every: PositiveInt = 40
+    """Steps between checkpoints that a killed run resumes from."""
+
+
+class Evaluate(Section):
+    suite: Literal["small_world"] = "small_world"
+    samples_per_prompt: PositiveInt = 2
+    steps: PositiveInt = 12
+    guidance: NonNegative = 2.0
+    batch_size: PositiveInt = 64
+    bootstrap: PositiveInt = 2000
+    """Resamples over prompts behind each confidence interval."""
+
+
+class PromoteGenerator(Section):
+    max_drop: NonNegative = 0.0
+    """Points of the benchmark's total that a candidate may lose against the incumbent and still be promoted."""
+
+
+class Round(Section):
+    prev: str
+
+
+class Config(Section):
+    """All of params.yaml."""
+
+    experiment: Experiment = Experiment()
+    prompts: Prompts = Prompts()
+    generate: Generate = Generate()
+    label: Label = Label()
+    check_labels: CheckLabels = CheckLabels()
+    train_critic: TrainCritic = TrainCritic()
+    check_critic: CheckCritic = CheckCritic()
+    prefer: Prefer = Prefer()
+    align: Align = Align()
+    evaluate: Evaluate = Evaluate()
+    promote_generator: PromoteGenerator = PromoteGenerator()
+    rounds: dict[str, Round] = {"1": Round(prev="base"), "2": Round(prev="1"), "3": Round(prev="2")}
+
+    @model_validator(mode="after")
+    def _rounds_form_a_chain(self) -> Config:
+        known = {"base"}
+        for name, entry in self.rounds.items():
+            if name == "base" or not name.isalnum():
+                raise ValueError(f"rounds: {name!r} is not a usable round name; use 1, 2, 3 and so on")
+            if entry.prev not in known:
+                raise ValueError(f"rounds: round {name} follows {entry.prev!r}, which does not stand above it")
+            known.add(name)
+        return self
+
+    def digest(self) -> str:
+        """md5 over all parameters, the same for equal parameters however they were written down."""
+        import hashlib
+
+        return hashlib.md5(self.model_dump_json().encode()).hexdigest()
+
+
+def load_config(*files: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Reads params files, later ones over earlier ones, then dotted overrides such as `{"align.beta": 500}`.
+
+    Raises UserError where a file is missing, is no YAML mapping, or holds an unknown key or an unusable value.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(f"{path}: no such parameter file; run from the experiment's folder or name one with --params")
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: a mapping of sections was expected, found {type(content).__name__}")
+        _merge(merged, content)
+    for dotted, value in (overrides or {}).items():
+        *parents, leaf = dotted.split(".")
+        node = merged
+        for key in parents:
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+            if not isinstance(node, dict):
+                raise UserError(f"{dotted}: {key!r} holds a value, not a section; check the name before the last dot")
+        node[leaf] = value
+    where = ", ".join(str(f) for f in files) or "parameters"
+    return parse_config(merged, where)
+
+
+def parse_config(content: dict[str, Any], where: str = "parameters") -> Config:
+    """Validates a mapping of sections; raises UserError that names the first offending key."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "top level"
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown key {key!r}; {_known_keys(first['loc'])}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {key}: {message} (found {first['input']!r:.80})") from None
+
+
+def config_json(config: Config) -> str:
+    """The whole configuration as one JSON string, fit for a pipeline parameter or an MLflow artifact."""
+    return json.dumps(config.model_dump(mode="json"), sort_keys=True, indent=2)
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if key != "rounds" and isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    model: Any = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+    if model is None or not hasattr(model, "model_fields"):
+        return "remove it"
+    return f"known here: {', '.join(model.model_fields)}"

@@ -1,0 +1,1 @@
+"""The critic: votes over sampled reasoning, preference certainty, and its training."""

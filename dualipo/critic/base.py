@@ -1,0 +1,177 @@
+"""The interface every critic offers: clips in once, then sampled reasoning paths and their log-probabilities.
+
+A clip goes through the vision tower once (`see`); its features are then shared by every question, path and order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dualipo.critic.certainty import sequence_logprob
+from dualipo.critic.questions import Question
+from dualipo.errors import UserError
+
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A clip as the language model sees it."""
+
+    tokens: torch.Tensor
+    """Vision features, (tokens, width)."""
+    grid: tuple[int, int, int]
+    """Patches in time, height and width."""
+
+
+Features = Mapping[str, Seen]
+"""Seen clips by id."""
+
+
+class Critic(ABC):
+    """A vision-language model of transformers with its tokenizer."""
+
+    model_type: str
+    """`model_type` in config.json that this family serves."""
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    @abstractmethod
+    def language_model(self) -> torch.nn.Module:
+        """The part that SRPO trains; the vision tower stays as it is."""
+
+    @abstractmethod
+    def see_batch(self, clips: np.ndarray) -> list[Seen]:
+        """The vision tower over equally sized uint8 clips (batch, frames, height, width, 3)."""
+
+    @abstractmethod
+    def embed(
+        self, questions: Sequence[Question], features: Features, answers: Sequence[str] | None, pad_left: bool
+    ) -> dict[str, torch.Tensor]:
+        """inputs_embeds (B, L, W), attention_mask (B, L), position_ids (..., B, L), and with answers labels (B, L),
+        -100 outside the answer's tokens."""
+
+    @abstractmethod
+    def hidden(self, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        """Last hidden states (B, L, W), and the cache if `use_cache`."""
+
+    @abstractmethod
+    def next_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """position_ids (..., B, 1) of the first token after each row of `embed(pad_left=True)`."""
+
+    def see(self, clips: Mapping[str, np.ndarray], batch_size: int = 64) -> dict[str, Seen]:
+        """Vision features of every clip, without gradient; clips of one size go through the tower together."""
+        features: dict[str, Seen] = {}
+        by_shape: dict[tuple[int, ...], list[str]] = {}
+        for name, clip in clips.items():
+            by_shape.setdefault(clip.shape, []).append(name)
+        for names in by_shape.values():
+            for start in range(0, len(names), batch_size):
+                part = names[start : start + batch_size]
+                with torch.no_grad():
+                    features.update(zip(part, self.see_batch(np.stack([clips[name] for name in part])), strict=True))
+        return features
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.lm_head(hidden)
+
+    @torch.inference_mode()
+    def paths(
+        self,
+        questions: Sequence[Question],
+        features: Features,
+        count: int,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> list[list[str]]:
+        """`count` sampled reasoning paths per question. The question is read once, its cache shared by all paths."""
+        inputs = self.embed(questions, features, None, pad_left=True)
+        hidden, cache = self.hidden(**inputs, use_cache=True)
+        cache.batch_repeat_interleave(count)
+        logits = self.head(hidden[:, -1]).repeat_interleave(count, 0)
+        positions = self.next_positions(inputs).repeat_interleave(count, -2)
+        mask = inputs["attention_mask"].repeat_interleave(count, 0)
+        source = torch.Generator(logits.device).manual_seed(seed)
+        end = self.tokenizer.eos_token_id
+        written = torch.full((len(logits), max_new_tokens), end, dtype=torch.long, device=logits.device)
+        done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        embedding = self.model.get_input_embeddings()
+        for place in range(max_new_tokens):
+            shares = F.softmax(logits.float() / temperature, -1)
+            tokens = torch.multinomial(shares, 1, generator=source)[:, 0]
+            written[:, place] = torch.where(done, end, tokens)
+            done |= tokens == end
+            if done.all() or place + 1 == max_new_tokens:
+                break
+            mask = F.pad(mask, (0, 1), value=1)
+            hidden, cache = self.hidden(
+                inputs_embeds=embedding(written[:, place : place + 1]),
+                attention_mask=mask,
+                position_ids=positions + place,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = self.head(hidden[:, -1])
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+    def logprobs(self, questions: Sequence[Question], features: Features, answers: Sequence[str]) -> torch.Tensor:
+        """Summed log-probability of each answer's tokens, its end included, in nats: (B,)."""
+        inputs = self.embed(questions, features, answers, pad_left=False)
+        labels = inputs.pop("labels")
+        hidden, _ = self.hidden(**inputs, use_cache=False)
+        mask = labels[:, 1:] != -100
+        first = int(mask.any(0).nonzero()[0])
+        logits = self.head(hidden[:, first:-1])
+        return sequence_logprob(logits, labels[:, first + 1 :], mask[:, first:])
+
+    def answer_lengths(self, answers: Sequence[str]) -> torch.Tensor:
+        """Tokens of each answer, its end included: (B,)."""
+        return torch.tensor([len(self._answer_ids(text)) for text in answers])
+
+    def _answer_ids(self, text: str) -> list[int]:
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+
+    def save(self, folder: str | Path) -> None:
+        """A folder that plain transformers loads; safetensors only."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_critic(folder: str | Path) -> Critic:
+    """Opens a transformers folder with the family its config.json names, on the best device there is.
+
+    Raises UserError where the folder is no checkpoint, has no safetensors, or is of an unknown family.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+    from transformers.utils import logging
+
+    from dualipo.critic.qwen2vl import Qwen2VL
+
+    families: dict[str, type[Critic]] = {family.model_type: family for family in (Qwen2VL,)}
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: no critic checkpoint here (config.json is missing); put a transformers folder there")
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.model_type not in families:
+            raise UserError(f"{folder}: no critic family for {config.model_type}; known: {', '.join(families)}")
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, use_safetensors=True, local_files_only=True, dtype="auto"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]})") from None
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+    return families[config.model_type](model, tokenizer)

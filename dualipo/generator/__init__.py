@@ -1,0 +1,1 @@
+"""Text-to-video generators behind one small interface, one file a backbone."""

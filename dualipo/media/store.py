@@ -1,0 +1,91 @@
+"""Clip folders: a manifest of rows beside mp4 files, loose or packed into tar shards.
+
+Generated clips are packed, since object stores and DVC are slow with many small files; people's own folders hold loose
+mp4 files. Both are read the same way.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from dualipo.errors import UserError
+from dualipo.media.video import decode_clip, encode_clip
+from dualipo.records import Clip, read_rows, write_rows
+
+MANIFEST = "manifest.jsonl"
+
+
+def pack_shard(path: str | Path, clips: Iterable[tuple[str, np.ndarray]], fps: float) -> None:
+    """Writes `(member name, frames)` pairs as one tar of mp4 files; equal clips give equal bytes."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, frames in clips:
+            data = encode_clip(frames, fps)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+class ClipStore:
+    """Reads the clips of a folder by id. Shards are indexed once; clips are decoded when asked for."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.clips: list[Clip] = read_rows(self.folder / MANIFEST, Clip)
+        self._by_id = {clip.id: clip for clip in self.clips}
+        if len(self._by_id) != len(self.clips):
+            raise UserError(f"{self.folder / MANIFEST}: two clips share an id; ids must differ")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        """uint8 (frames, height, width, 3)."""
+        clip = self._by_id.get(clip_id)
+        if clip is None:
+            raise UserError(f"{self.folder / MANIFEST}: no clip {clip_id!r}; labels and clips do not belong together")
+        return read_clip(self.folder, clip.file)
+
+    def by_prompt(self) -> dict[str, list[Clip]]:
+        """Clips of each prompt, in the manifest's order."""
+        groups: dict[str, list[Clip]] = {}
+        for clip in self.clips:
+            groups.setdefault(clip.prompt_id, []).append(clip)
+        return groups
+
+    @staticmethod
+    def write_manifest(folder: str | Path, clips: Iterable[Clip]) -> None:
+        write_rows(Path(folder) / MANIFEST, clips)
+
+
+def read_clip(folder: Path, file: str) -> np.ndarray:
+    """A clip by its path inside `folder`: `clip.mp4`, or `shard.tar/clip.mp4`."""
+    shard, separator, member = file.partition(".tar/")
+    if not separator:
+        return decode_clip(folder / file)
+    path = folder / f"{shard}.tar"
+    name = f"{path}/{member}"
+    if not path.is_file():
+        raise UserError(f"{path}: no such shard; make the clips again")
+    try:
+        stat = path.stat()
+        offset, size = _index(str(path), stat.st_mtime_ns, stat.st_size)[member]
+    except KeyError:
+        raise UserError(f"{name}: not in the shard; make the clips again") from None
+    with open(path, "rb") as handle:
+        handle.seek(offset)
+        return decode_clip(handle.read(size), name)
+
+
+@lru_cache(maxsize=256)
+def _index(path: str, _mtime: int, _size: int) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(path) as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar}
+    except tarfile.TarError as error:
+        raise UserError(f"{path}: not a readable shard ({error}); make the clips again") from None

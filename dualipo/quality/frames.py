@@ -1,0 +1,172 @@
+"""The tables that suites look at: rows as pandas frames, and one-row frames of numbers computed over them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+from scipy.stats import entropy
+
+from dualipo.critic.voting import majority
+from dualipo.errors import UserError
+from dualipo.quality.evidence import Agreement
+from dualipo.records import (
+    CHOICES,
+    RATINGS,
+    HumanChoice,
+    HumanRating,
+    Preference,
+    Prompt,
+    PseudoChoice,
+    PseudoRating,
+    Record,
+)
+
+PSEUDO_COUNT = 0.5
+"""Added to each verdict's human count, so that a verdict that no human gave has a small share instead of none."""
+Targets = Mapping[str, Mapping[str, float]]
+"""Target share of each value of each prompt category."""
+
+
+def table(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
+    """One row a record; the columns are there without rows too."""
+    return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=list(columns))
+
+
+def indicator(category: str, value: str) -> str:
+    """Column that is 1 where a prompt's `category` is `value`, else 0: its mean is the value's share."""
+    return f"{category} = {value}"
+
+
+def prompts_frame(prompts: Sequence[Prompt], targets: Targets) -> pd.DataFrame:
+    """`id`, `text`, a column for each targeted category (null where a prompt lacks it), and its indicators."""
+    frame = table(prompts, ("id", "text"))
+    for category, shares in targets.items():
+        frame[category] = [prompt.categories.get(category) for prompt in prompts]
+        for value in shares:
+            frame[indicator(category, value)] = (frame[category] == value).astype(float)
+    return frame
+
+
+def ratings_frame(ratings: Sequence[PseudoRating]) -> pd.DataFrame:
+    return table(ratings, ("clip", "prompt_id", "dimension", "verdict", "certainty", "kept"))
+
+
+def choices_frame(choices: Sequence[PseudoChoice]) -> pd.DataFrame:
+    """Beside the rows' own fields: `pair`, the same for both listings of two clips on one dimension."""
+    fields = ("clip_a", "clip_b", "prompt_id", "dimension", "verdict", "forward", "backward", "consistent")
+    frame = table(choices, (*fields, "certainty", "kept"))
+    frame["pair"] = [f"{unordered(c.clip_a, c.clip_b)}, {c.dimension}" for c in choices]
+    return frame
+
+
+def preferences_frame(pairs: Sequence[Preference]) -> pd.DataFrame:
+    """Beside the rows' own fields: `margin` of the two scores, and `pair`, the same whichever clip won."""
+    frame = table(pairs, tuple(Preference.model_fields))
+    frame["margin"] = [pair.winner_score - pair.loser_score for pair in pairs]
+    frame["pair"] = [unordered(pair.winner, pair.loser) for pair in pairs]
+    return frame
+
+
+def unordered(first: str, second: str) -> str:
+    return " / ".join(sorted((first, second)))
+
+
+def agreement_frame(agreement: Agreement, incumbent: Agreement | None) -> pd.DataFrame:
+    """One row: `agreement`, `pairs`, and `drop` against the incumbent where there is one."""
+    mean = agreement.agreement.mean
+    row: dict[str, float | int | None] = {"agreement": mean, "pairs": agreement.pairs}
+    if incumbent is not None:
+        before = incumbent.agreement.mean
+        row["drop"] = None if mean is None or before is None else before - mean
+    return pd.DataFrame([row])
+
+
+def balance_frame(
+    ratings: Sequence[PseudoRating],
+    choices: Sequence[PseudoChoice],
+    human_ratings: Sequence[HumanRating],
+    human_choices: Sequence[HumanChoice],
+) -> pd.DataFrame:
+    """One row: how many labels are kept, their tie share, the critic's position bias, and a divergence a question.
+
+    A `kl_rating_<dimension>` or `kl_choice_<dimension>` is KL(kept pseudo-labels || human majorities) in nats, null
+    where nothing is kept. Choices are compared with the human shares of `a` and `b` evened out, since which clip is
+    listed first means nothing.
+
+    Raises UserError where a dimension was asked that no human label speaks of.
+    """
+    kept_choices = [choice for choice in choices if choice.kept]
+    row: dict[str, float | None] = {
+        "ratings_kept": sum(rating.kept for rating in ratings),
+        "choices_kept": len(kept_choices),
+        "tie_share": share(sum(choice.verdict == "tie" for choice in kept_choices), len(kept_choices)),
+        "position_bias": position_bias(choices),
+    }
+    for kind, words, labels, humans in (
+        ("rating", RATINGS, ratings, majorities(human_ratings)),
+        ("choice", CHOICES, choices, majorities(human_choices)),
+    ):
+        kept = verdict_counts(labels)
+        for dimension in sorted({label.dimension for label in labels}):
+            if dimension not in humans:
+                raise UserError(
+                    f"seed labels: no human {kind} on {dimension!r}, which the critic is asked; add some to {kind}s"
+                )
+            reference: Mapping[str, float] = humans[dimension]
+            if kind == "choice":
+                even = (reference["a"] + reference["b"]) / 2
+                reference = {**reference, "a": even, "b": even}
+            row[f"kl_{kind}_{dimension}"] = divergence(kept[dimension], reference, words)
+    return pd.DataFrame([row])
+
+
+def position_bias(choices: Iterable[PseudoChoice]) -> float | None:
+    """|share of answers for the clip shown first - share for the one shown second|, of all readable answers.
+
+    `backward` was asked with clip_b first, so `b` there is an answer for the clip shown first. Null without answers.
+    """
+    first = second = answers = 0
+    for choice in choices:
+        for vote, shown_first, shown_second in ((choice.forward, "a", "b"), (choice.backward, "b", "a")):
+            answers += vote is not None
+            first += vote == shown_first
+            second += vote == shown_second
+    return share(abs(first - second), answers)
+
+
+def divergence(counts: Mapping[str, float], reference: Mapping[str, float], words: Sequence[str]) -> float | None:
+    """KL(counts || reference) of the two distributions over `words`, in nats; null without counts.
+
+    The reference is smoothed by PSEUDO_COUNT a word (Krichevsky and Trofimov, 1981), so the value is always finite.
+    """
+    if not sum(counts.get(word, 0) for word in words):
+        return None
+    observed = [counts.get(word, 0) for word in words]
+    return float(entropy(observed, [reference.get(word, 0) + PSEUDO_COUNT for word in words]))
+
+
+def majorities(labels: Sequence[HumanRating] | Sequence[HumanChoice]) -> dict[str, Counter[str]]:
+    """Items of each majority verdict, for each dimension; the annotators of one item vote."""
+    items: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for label in labels:
+        clips = (label.clip,) if isinstance(label, HumanRating) else (label.clip_a, label.clip_b)
+        items[(label.dimension, *clips)].append(label.verdict)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for (dimension, *_), verdicts in items.items():
+        if (winner := majority(verdicts)) is not None:
+            counts[dimension][winner] += 1
+    return dict(counts)
+
+
+def verdict_counts(labels: Sequence[PseudoRating] | Sequence[PseudoChoice]) -> dict[str, Counter[str]]:
+    """Kept labels of each verdict, for each dimension asked."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for label in labels:
+        counts[label.dimension][label.verdict] += label.kept
+    return counts
+
+
+def share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

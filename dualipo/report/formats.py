@@ -1,0 +1,101 @@
+"""The JSON files of a run as the report reads them; keys that it has no use for are left alone."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from dualipo.errors import UserError
+from dualipo.quality.evidence import load
+
+
+class Format(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Interval(Format):
+    """A mean and its 95 percent interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def _measured(value: Any) -> Any:
+    """None for an interval whose mean or ends are null: nothing was measured."""
+    missing = isinstance(value, dict) and any(value.get(key, 0) is None for key in ("mean", "low", "high"))
+    return None if missing else value
+
+
+Measured = Annotated[Interval | None, BeforeValidator(_measured)]
+
+
+class Scores(Format):
+    """scores.json; points of 100."""
+
+    suite: str
+    total: Measured
+    dimensions: dict[str, Measured]
+    prompts: int
+    clips: int
+
+
+class Agreement(Format):
+    """agreement.json; fractions of 1."""
+
+    agreement: Measured
+    ties_excluded: Measured = None
+    pairs: int
+    ties: float | None = None
+    order_consistency: float | None = None
+    rating_agreement: dict[str, float | None] = {}
+    confusion: dict[str, dict[str, int]] = {}
+
+
+class ClipScores(BaseModel):
+    """A row of benchmark_clips/scores.jsonl; every field beside these four is a dimension's score, points of 100."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, float | None]
+
+    clip: str
+    prompt_id: str
+    prompt: str
+    total: float | None
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def read_as(path: Path, kind: type[Kind]) -> dict[str, Any] | None:
+    """The file's content, or None where there is no such file yet; raises UserError where it has another shape."""
+    return load(kind, path).model_dump() if path.is_file() else None
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[float, float]]] | None:
+    """Series of (step, value) by name from a CSV with the header `step,<series>...`; empty cells and NaN are left out.
+
+    None where there is no such file yet; raises UserError that names the line where a cell is no number.
+    """
+    if not path.is_file():
+        return None
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        if "step" not in names:
+            raise UserError(f"{path}: no column 'step'; run the step that makes it again")
+        curves: dict[str, list[tuple[float, float]]] = {name: [] for name in names if name != "step"}
+        for row in reader:
+            try:
+                step = float(row["step"])
+                values = {name: float(row[name]) for name in curves if row[name] not in (None, "")}
+            except (TypeError, ValueError):
+                raise UserError(f"{path}, line {reader.line_num}: not a row of numbers; run its step again") from None
+            for name, value in values.items():
+                if math.isfinite(value):
+                    curves[name].append((step, value))
+    return {name: points for name, points in curves.items() if points}

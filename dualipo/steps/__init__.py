@@ -1,0 +1,275 @@
+"""The steps of the experiment, one file each, and the graph that joins them.
+
+A step is one function: `step(config, job, *, <input and output ports as paths>) -> Summary`. It knows nothing of DVC,
+KFP, MLflow or git. `GRAPH` says which files its ports are in an experiment's folder; the command line, `dualipo run`,
+dvc.yaml and the pipeline components are all held to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["data", "clips", "dataset", "critic", "generator", "gate", "scores", "curves", "page"]
+"""What lies at a port: decides how it is tracked."""
+BASE = "base"
+"""The round before the first: the models as they came."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output. `path` is relative to the experiment's folder; {data}, {round} and {prev} are filled in."""
+
+    path: str
+    kind: Kind
+
+    def bind(self, data: str, round_name: str, prev: str) -> str:
+        return self.path.format(data=data, round=round_name, prev=prev)
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    about: str
+    sections: tuple[str, ...]
+    """Sections of the configuration that change what this step makes."""
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    scope: Literal["base", "round", "run"] = "round"
+    """Runs once before the rounds, once a round, or once after them."""
+    gpu: bool = False
+
+    @property
+    def function(self) -> Callable[..., Summary]:
+        return getattr(importlib.import_module(f"dualipo.steps.{self.name}"), self.name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step knows of where it runs."""
+
+    round: str
+    """Name of the round; `base` before the first."""
+    seed: int
+    """Root of the step's random streams: derived from the experiment's seed, the round and the step's name."""
+    work: Path
+    """Scratch folder that outlives a crash: the same inputs and parameters find it again."""
+
+
+@dataclass
+class Summary:
+    """What a step says of itself, for people and for tracking. Everything else is in its outputs."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Named series of (step, value)."""
+    pictures: dict[str, Path] = field(default_factory=dict)
+    """Contact sheets and sample clips, by name; files inside the outputs or the scratch folder."""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def _round(name: str, kind: Kind) -> Port:
+    return Port(f"runs/{{round}}/{name}", kind)
+
+
+def _prev(name: str, kind: Kind) -> Port:
+    return Port(f"runs/{{prev}}/{name}", kind)
+
+
+def _data(name: str, kind: Kind = "data") -> Port:
+    return Port(f"{{data}}/{name}", kind)
+
+
+_STEPS = [
+    Step(
+        "start",
+        "Adopt the base generator and critic, and measure both before the first round.",
+        ("experiment", "check_critic", "evaluate"),
+        {
+            "base_generator": _data("generator", "generator"),
+            "base_critic": _data("critic", "critic"),
+            "seed_labels": _data("seed"),
+            "test_labels": _data("test"),
+            "real_clips": _data("real"),
+            "benchmark": _data("benchmark.jsonl"),
+        },
+        {
+            "generator": _round("generator", "generator"),
+            "critic": _round("critic", "critic"),
+            "agreement": _round("agreement.json", "scores"),
+            "scores": _round("scores.json", "scores"),
+            "benchmark_clips": _round("benchmark_clips", "clips"),
+        },
+        scope="base",
+        gpu=True,
+    ),
+    Step(
+        "prompts",
+        "Draw the round's prompts from the structured space, clear of every held-out prompt.",
+        ("experiment", "prompts"),
+        {"test_labels": _data("test"), "benchmark": _data("benchmark.jsonl")},
+        {"prompts": _round("prompts.jsonl", "dataset"), "audit": _round("prompts_audit.json", "scores")},
+    ),
+    Step(
+        "generate",
+        "Sample candidates for every prompt from the incumbent generator.",
+        ("experiment", "generate"),
+        {"prompts": _round("prompts.jsonl", "dataset"), "generator": _prev("generator", "generator")},
+        {"candidates": _round("candidates", "clips")},
+        gpu=True,
+    ),
+    Step(
+        "label",
+        "Judge the candidates with the incumbent critic: vote over reasoning paths, swap, filter by certainty.",
+        ("experiment", "label"),
+        {
+            "candidates": _round("candidates", "clips"),
+            "critic": _prev("critic", "critic"),
+            "critic_reference": _data("critic_reference", "critic"),
+        },
+        {"labels": _round("labels", "dataset")},
+        gpu=True,
+    ),
+    Step(
+        "check_labels",
+        "Great Expectations on the prompts and the pseudo-labels.",
+        ("check_labels", "prompts"),
+        {
+            "prompts": _round("prompts.jsonl", "dataset"),
+            "labels": _round("labels", "dataset"),
+            "seed_labels": _data("seed"),
+        },
+        {"gate": _round("label_gate", "gate")},
+    ),
+    Step(
+        "train_critic",
+        "Refine the critic on human seed labels and kept pseudo-labels (SRPO).",
+        ("experiment", "train_critic"),
+        {
+            "candidates": _round("candidates", "clips"),
+            "labels": _round("labels", "dataset"),
+            "seed_labels": _data("seed"),
+            "critic": _prev("critic", "critic"),
+        },
+        {"candidate": _round("critic_candidate", "critic"), "curves": _round("critic_curves.csv", "curves")},
+        gpu=True,
+    ),
+    Step(
+        "check_critic",
+        "Agreement of the critic candidate with the human test set, and its gate.",
+        ("experiment", "check_critic", "label"),
+        {
+            "candidate": _round("critic_candidate", "critic"),
+            "incumbent_agreement": _prev("agreement.json", "scores"),
+            "test_labels": _data("test"),
+        },
+        {"agreement": _round("critic_candidate_agreement.json", "scores"), "gate": _round("critic_gate", "gate")},
+        gpu=True,
+    ),
+    Step(
+        "promote_critic",
+        "Hand on the critic candidate if every gate holds, else the incumbent.",
+        (),
+        {
+            "candidate": _round("critic_candidate", "critic"),
+            "candidate_agreement": _round("critic_candidate_agreement.json", "scores"),
+            "incumbent": _prev("critic", "critic"),
+            "incumbent_agreement": _prev("agreement.json", "scores"),
+            "label_gate": _round("label_gate", "gate"),
+            "critic_gate": _round("critic_gate", "gate"),
+        },
+        {
+            "critic": _round("critic", "critic"),
+            "agreement": _round("agreement.json", "scores"),
+            "decision": _round("critic_decision.json", "gate"),
+        },
+    ),
+    Step(
+        "prefer",
+        "Score the candidates with the accepted critic and keep each prompt's best and worst.",
+        ("experiment", "label", "prefer"),
+        {"candidates": _round("candidates", "clips"), "critic": _round("critic", "critic")},
+        {"preferences": _round("preferences", "dataset"), "gate": _round("preference_gate", "gate")},
+        gpu=True,
+    ),
+    Step(
+        "align",
+        "Align the generator with the preferences (Diffusion-DPO or Diffusion-KTO).",
+        ("experiment", "align"),
+        {
+            "preferences": _round("preferences", "dataset"),
+            "candidates": _round("candidates", "clips"),
+            "real_clips": _data("real"),
+            "generator": _prev("generator", "generator"),
+            "base_generator": _data("generator", "generator"),
+        },
+        {"candidate": _round("generator_candidate", "generator"), "curves": _round("align_curves.csv", "curves")},
+        gpu=True,
+    ),
+    Step(
+        "evaluate",
+        "Benchmark the generator candidate on held-out prompts.",
+        ("experiment", "evaluate"),
+        {"candidate": _round("generator_candidate", "generator"), "benchmark": _data("benchmark.jsonl")},
+        {
+            "scores": _round("generator_candidate_scores.json", "scores"),
+            "benchmark_clips": _round("benchmark_clips", "clips"),
+        },
+        gpu=True,
+    ),
+    Step(
+        "promote_generator",
+        "Hand on the generator candidate if its gates hold and its benchmark does not degrade, else the incumbent.",
+        ("promote_generator",),
+        {
+            "candidate": _round("generator_candidate", "generator"),
+            "candidate_scores": _round("generator_candidate_scores.json", "scores"),
+            "incumbent": _prev("generator", "generator"),
+            "incumbent_scores": _prev("scores.json", "scores"),
+            "label_gate": _round("label_gate", "gate"),
+            "preference_gate": _round("preference_gate", "gate"),
+        },
+        {
+            "generator": _round("generator", "generator"),
+            "scores": _round("scores.json", "scores"),
+            "decision": _round("generator_decision.json", "gate"),
+        },
+    ),
+    Step(
+        "report",
+        "One self-contained page of the whole run.",
+        (
+            "experiment",
+            "rounds",
+            "prompts",
+            "generate",
+            "label",
+            "check_labels",
+            "train_critic",
+            "check_critic",
+            "prefer",
+            "align",
+            "evaluate",
+            "promote_generator",
+        ),
+        {"runs": Port("runs", "data")},
+        {"page": Port("report/index.html", "page")},
+        scope="run",
+    ),
+]
+GRAPH: dict[str, Step] = {step.name: step for step in _STEPS}
+
+
+def steps_of(scope: str) -> list[Step]:
+    return [step for step in _STEPS if step.scope == scope]
+
+
+def derive_seed(root: int, *names: Any) -> int:
+    """A 63-bit seed for a named random stream: equal names give equal streams, different ones independent streams."""
+    import hashlib
+
+    text = "/".join(str(part) for part in (root, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

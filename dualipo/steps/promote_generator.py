@@ -1,0 +1,78 @@
+"""Hand on the generator candidate if its gates hold and its benchmark does not degrade (METHOD 1, step 10)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dualipo.config import Config
+from dualipo.errors import UserError
+from dualipo.quality.evidence import Decision, Scores, load, read_verdict
+from dualipo.quality.promotion import gate_evidence, gate_faults, hand_on, spoken
+from dualipo.steps import Job, Summary
+
+
+def promote_generator(
+    config: Config,
+    job: Job,
+    *,
+    candidate: Path,
+    candidate_scores: Path,
+    incumbent: Path,
+    incumbent_scores: Path,
+    label_gate: Path,
+    preference_gate: Path,
+    generator: Path,
+    scores: Path,
+    decision: Path,
+) -> Summary:
+    """Writes the generator of this round, its benchmark scores, and the decision.
+
+    The candidate is promoted only if the label gate and the preference gate passed and its total score is at least the
+    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted.
+
+    Raises UserError where a gate, scores or a model folder is missing or malformed, or the two scores are of different
+    suites.
+    """
+    gates = {"label gate": read_verdict(label_gate), "preference gate": read_verdict(preference_gate)}
+    new, old = load(Scores, candidate_scores), load(Scores, incumbent_scores)
+    if new.suite != old.suite:
+        raise UserError(
+            f"{candidate_scores}: scored by {new.suite!r}, but {incumbent_scores} by {old.suite!r}; "
+            "score both with the same suite"
+        )
+    drop = config.promote_generator.max_drop
+    faults = gate_faults(gates) + _benchmark_faults(new.mean, old.mean, drop)
+    passed = (
+        f"both gates passed; the benchmark's total is {spoken(new.mean)} points, "
+        f"the incumbent's {spoken(old.mean)}, and {drop:g} may be lost."
+    )
+    outcome = Decision(
+        promoted=not faults,
+        reasons=faults or [passed],
+        evidence={
+            "total": {
+                name: found.total.model_dump() if found.total else None
+                for name, found in (("candidate", new), ("incumbent", old))
+            },
+            "max_drop": drop,
+            "gates_passed": gate_evidence(gates),
+        },
+    )
+    return hand_on(
+        outcome,
+        candidate=(candidate, candidate_scores),
+        incumbent=(incumbent, incumbent_scores),
+        out=(generator, scores),
+        file=decision,
+    )
+
+
+def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list[str]:
+    if new is None:
+        return ["benchmark: the candidate has no total score, since a dimension is missing."]
+    if old is None:
+        return ["benchmark: the incumbent has no total score, so nothing shows that the candidate does not degrade."]
+    if new < old - drop:
+        lost = f"{spoken(old - new)} points below the incumbent's {spoken(old)}, and {drop:g} may be lost"
+        return [f"benchmark: the candidate's total is {spoken(new)}, {lost}."]
+    return []

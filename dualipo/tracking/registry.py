@@ -1,0 +1,172 @@
+"""Registered models: versions, aliases, verdicts, and their way back to disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dualipo.errors import UserError
+from dualipo.tracking.entries import Artifact, Version
+from dualipo.tracking.store import PREFIX, Store, flatten, pages
+
+CHAMPION, PREVIOUS = "champion", "previous"
+_MODEL_VERSIONS = "mlflow.modelVersions"
+_REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/:]+)(?:@(?P<alias>[^@/:]+)|[/:](?P<number>\d+))?")
+
+
+class Registry:
+    def __init__(self, store: Store):
+        self.store = store
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions of a registered model, oldest first; none where it is not registered."""
+        if self.store.experiment_id is None:
+            return []
+        client = self.store.client
+        with self.store.errors():
+            found = [m for m in client.search_registered_models(f"name = '{model}'") if m.name == model]
+            if not found:
+                return []
+            entries = list(pages(lambda token: client.search_model_versions(f"name = '{model}'", 1000, None, token)))
+        return sorted((_version(entry, found[0].aliases) for entry in entries), key=lambda version: version.number)
+
+    def resolve(self, reference: str) -> Version:
+        """The version meant by `name@alias`, `name/3`, `name:3` or `name` (its champion).
+
+        `critic` and `generator` stand for the experiment's own models. Raises UserError that lists what there is.
+        """
+        match = _REFERENCE.fullmatch(reference)
+        if match is None:
+            raise UserError(f"{reference!r} is no model version; write name@champion or name/3")
+        name = match["name"]
+        if name in ("critic", "generator"):
+            name = f"{self.store.experiment}-{name}"
+        versions = self.versions(name)
+        if not versions:
+            raise UserError(
+                f"{name}: no such model in MLflow at {self.store.uri}; run the experiment first, or name one of "
+                f"{self.store.experiment}-critic and {self.store.experiment}-generator"
+            )
+        alias = match["alias"] or CHAMPION
+        for version in versions:
+            if version.number == int(match["number"]) if match["number"] else alias in version.aliases:
+                return version
+        known = ", ".join("@".join([str(v.number), *v.aliases]) for v in versions)
+        raise UserError(f"{reference}: no such version of {name}; there are {known}")
+
+    def find(
+        self, model: str, md5: str, round_name: str, config_digest: str, without: Version | None = None
+    ) -> Version | None:
+        """The version of exactly these bytes, nearest to this configuration and then this round, then the newest."""
+        same = [version for version in self.versions(model) if version.md5 == md5 and version != without]
+
+        def nearness(version: Version) -> tuple[bool, bool, int]:
+            return version.config_digest == config_digest, version.round == round_name, version.number
+
+        return max(same, key=nearness, default=None)
+
+    def champion(self, model: str) -> Version | None:
+        return next((version for version in self.versions(model) if CHAMPION in version.aliases), None)
+
+    def register(self, model: str, artifact: Artifact, run_id: str, tags: Mapping[str, str]) -> Version:
+        """A version holding the bytes of `artifact`; the one there is where they, round and configuration are equal.
+
+        The bytes are copied to MLflow's artifact store as they are, so that `models:/name@alias` downloads them.
+        """
+        tags = {"md5": artifact.digest.md5, "path": artifact.path, "run_id": run_id, **tags}
+        found = self.find(model, artifact.digest.md5, tags["round"], tags["config_digest"])
+        if found is None or (found.round, found.config_digest) != (tags["round"], tags["config_digest"]):
+            found = self._new_version(model, artifact, run_id, tags)
+        link = json.dumps([{"name": model, "version": found.number}])
+        self.store.client.set_logged_model_tags(found.model_id, {_MODEL_VERSIONS: link})
+        return found
+
+    def _new_version(self, model: str, artifact: Artifact, run_id: str, tags: dict[str, str]) -> Version:
+        logged = self._logged_model(model, artifact, run_id, tags)
+        client = self.store.client
+        if not client.search_registered_models(f"name = '{model}'"):
+            self._create_model(model)
+        tags["model_id"] = logged.model_id
+        prefixed = {PREFIX + key: value for key, value in tags.items()}
+        # The location rather than models:/<id>: MLflow looks the latter up at the process-wide tracking URI.
+        entry = client.create_model_version(
+            model, logged.artifact_location, run_id=run_id, tags=prefixed, model_id=logged.model_id
+        )
+        return next(version for version in self.versions(model) if version.number == int(entry.version))
+
+    def _logged_model(self, model: str, artifact: Artifact, run_id: str, tags: Mapping[str, str]) -> Any:
+        from mlflow.entities import LoggedModelOutput
+
+        client, name = self.store.client, f"{model}-{tags['round']}"
+        # A run that was killed while registering left one behind: go on with it.
+        left = client.search_logged_models([self.store.experiment_id], f"name = '{name}'")
+        mine = [m for m in left if m.source_run_id == run_id and m.tags.get(f"{PREFIX}md5") == artifact.digest.md5]
+        logged = mine[0] if mine else None
+        if logged is None:
+            own = {PREFIX + key: value for key, value in tags.items()}
+            logged = client.create_logged_model(self.store.experiment_id, name, run_id, own, model_type=artifact.kind)
+        if logged.status != "READY":
+            client.log_model_artifacts(logged.model_id, str(artifact.location))
+            logged = client.finalize_logged_model(logged.model_id, "READY")
+        outputs = client.get_run(run_id).outputs
+        if logged.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+        return logged
+
+    def _create_model(self, model: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.store.client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def set_tags(self, version: Version, tags: Mapping[str, str | None]) -> None:
+        """None removes a tag."""
+        for key, value in tags.items():
+            if value is not None:
+                self.store.client.set_model_version_tag(version.name, str(version.number), PREFIX + key, value)
+            elif key in version.tags:
+                self.store.client.delete_model_version_tag(version.name, str(version.number), PREFIX + key)
+
+    def attach_scores(
+        self, version: Version, scores: Mapping[str, Any], run_id: str, timestamp: int, dataset: Artifact
+    ) -> set[str]:
+        """Ties every number of a scores file to the version's model and to the data set it was measured on.
+
+        Returns the keys of the metrics logged.
+        """
+        numbers = flatten(scores)
+        series = {key: [(0, value)] for key, value in numbers.items()}
+        self.store.log_metrics(run_id, series, timestamp, version.model_id, dataset)
+        means = {key: f"{value:.6g}" for key, value in numbers.items() if key in ("total.mean", "agreement.mean")}
+        self.set_tags(version, {**means, "scores": json.dumps(scores, sort_keys=True)})
+        return set(numbers)
+
+    def crown(self, version: Version) -> None:
+        """Makes `version` the champion, and a champion of other number the previous one."""
+        former = self.champion(version.name)
+        if former and former.number == version.number:
+            return
+        if former:
+            self.store.client.set_registered_model_alias(version.name, PREVIOUS, str(former.number))
+        self.store.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+
+    def download(self, version: Version, target: Path) -> Path:
+        """Copies the version's files into the folder `target`; returns it."""
+        from mlflow.artifacts import download_artifacts
+
+        with self.store.errors():
+            location = self.store.client.get_model_version_download_uri(version.name, str(version.number))
+            return Path(download_artifacts(location, dst_path=str(target), tracking_uri=self.store.uri))
+
+
+def _version(entry: Any, aliases: Mapping[str, Any]) -> Version:
+    tags = {key.removeprefix(PREFIX): value for key, value in entry.tags.items() if key.startswith(PREFIX)}
+    number = int(entry.version)
+    mine = tuple(sorted(alias for alias, held in aliases.items() if int(held) == number))
+    return Version(entry.name, number, tags.get("model_id", ""), mine, tags)

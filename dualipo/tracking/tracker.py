@@ -1,0 +1,229 @@
+"""What is recorded of a finished step, and where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualipo.artifacts import read_json
+from dualipo.config import Config, config_json
+from dualipo.errors import UserError
+from dualipo.steps import BASE, Step, Summary, steps_of
+from dualipo.tracking.entries import MODELS, Artifact, StepRun, Version
+from dualipo.tracking.registry import Registry
+from dualipo.tracking.store import PREFIX, Store, flatten, now
+
+_DATASETS = ("data", "clips", "dataset")
+_KEPT = ("gate", "scores", "page")
+_SCORED = {"agreement": ("critic", "test_labels"), "scores": ("generator", "benchmark")}
+"""Output port of a score -> the kind of model it speaks of, and the input port of the data it was measured on."""
+_DECISION = "decision"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One step being recorded on the run `run_id`, which bears `started` as the time of everything logged."""
+
+    step: Step
+    round: str
+    inputs: Mapping[str, Artifact]
+    outputs: Mapping[str, Artifact]
+    git_commit: str | None
+    run_id: str
+    started: int
+
+
+class Tracker:
+    """Records the steps of one experiment, and reads them back.
+
+    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. Every method raises
+    UserError where MLflow refuses or does not answer.
+    """
+
+    def __init__(self, root: str | Path, config: Config):
+        self.root = Path(root).resolve()
+        self.config = config
+        self.config_digest = config.digest()
+        self.store = Store(self.root, config.experiment.name)
+        self.registry = Registry(self.store)
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    def model_name(self, kind: str) -> str:
+        return f"{self.config.experiment.name}-{kind}"
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions of a registered model, oldest first; none where it is not registered."""
+        return self.registry.versions(model)
+
+    def resolve(self, reference: str) -> Version:
+        """The version meant by `name@alias`, `name/3`, `name:3` or `name`; raises UserError where there is none."""
+        return self.registry.resolve(reference)
+
+    def download(self, version: Version, target: str | Path) -> Path:
+        """Copies the version's files into the folder `target`; returns it."""
+        return self.registry.download(version, Path(target))
+
+    def step_runs(self, output_md5: str | None = None) -> list[StepRun]:
+        """Steps recorded whole, of every configuration of the experiment, oldest first; by an output where asked."""
+        runs = self.store.step_runs()
+        if output_md5 is None:
+            return runs
+        return [run for run in runs if any(link.md5 == output_md5 for link in run.outputs.values())]
+
+    def record(
+        self,
+        step: Step,
+        round_name: str,
+        prev: str,
+        inputs: dict[str, Artifact],
+        outputs: dict[str, Artifact],
+        summary: Summary,
+        seconds: float,
+        git_commit: str | None,
+    ) -> str:
+        """Records a finished step; returns its run's id.
+
+        Recording the same step of the same configuration with the same inputs and outputs again changes nothing; a
+        recording that was cut off is completed.
+        """
+        end = now()
+        started = end - round(seconds * 1000)
+        with self.store.writing():
+            experiment, parent = self._parents(step, round_name, started)
+            key = {"level": "step", "step": step.name, "round": round_name, "config_digest": self.config_digest}
+            key["record"] = _record_key(inputs, outputs)
+            more = {f"{PREFIX}prev": prev, "mlflow.source.name": f"dualipo {step.name}", "mlflow.source.type": "LOCAL"}
+            if git_commit:
+                more["mlflow.source.git.commit"] = git_commit
+            run, _ = self.store.open_run(f"{step.name} {round_name}", parent, started, more, key)
+            run_id = run.info.run_id
+            if run.data.tags.get(f"{PREFIX}complete") == "true":
+                return run_id
+            record = _Record(step, round_name, inputs, outputs, git_commit, run_id, run.info.start_time)
+            self._log_links(record)
+            scored = self._promote(record) if _DECISION in outputs else self._register(record)
+            self._log_summary(record, {"seconds": seconds, **summary.metrics}, scored, summary)
+            self._log_headline(record, experiment)
+            self.store.client.set_terminated(run_id, "FINISHED", end)
+            if step.name == steps_of(step.scope)[-1].name:
+                self.store.client.set_terminated(parent, "FINISHED", end)
+            self.store.set_tags(run_id, {f"{PREFIX}complete": "true"})
+        return run_id
+
+    def _parents(self, step: Step, round_name: str, started: int) -> tuple[str, str]:
+        """Ids of the experiment's run and of the run that the step's run belongs under."""
+        self.store.create_experiment()
+        key = {"level": "experiment", "config_digest": self.config_digest}
+        run, made = self.store.open_run(self.config.experiment.name, None, started, {}, key)
+        experiment = run.info.run_id
+        if made:
+            self.store.client.log_text(experiment, config_json(self.config), "config.json")
+        if step.scope == "run":
+            return experiment, experiment
+        key |= {"level": "round", "round": round_name}
+        name = BASE if round_name == BASE else f"round {round_name}"
+        return experiment, self.store.open_run(name, experiment, started, {}, key)[0].info.run_id
+
+    def _log_links(self, record: _Record) -> None:
+        """Parameters, configuration, and every input and output with its md5."""
+        run_id = record.run_id
+        sections = self.config.model_dump(mode="json", include=set(record.step.sections))
+        params = {f"{section}.{key}": value for section, content in sections.items() for key, value in content.items()}
+        self.store.log_params(run_id, params)
+        self.store.client.log_text(run_id, config_json(self.config), "config.json")
+        tags: dict[str, str] = {}
+        for direction, artifacts in (("input", record.inputs), ("output", record.outputs)):
+            tags |= {f"{PREFIX}{direction}.{port}": artifact.as_tag() for port, artifact in artifacts.items()}
+            datasets = {port: artifact for port, artifact in artifacts.items() if artifact.kind in _DATASETS}
+            self.store.log_datasets(run_id, direction, datasets)
+        self.store.set_tags(run_id, tags)
+        for port, artifact in record.outputs.items():
+            if artifact.kind in _KEPT:
+                name = port if artifact.location.is_dir() else Path(artifact.path).name
+                self.store.log_file(run_id, artifact.location, f"outputs/{name}")
+
+    def _log_summary(self, record: _Record, metrics: dict[str, float], scored: set[str], summary: Summary) -> None:
+        single = {key: [(0, value)] for key, value in metrics.items() if key not in scored}
+        curves = {f"curves/{key}": values for key, values in summary.curves.items()}
+        self.store.log_metrics(record.run_id, single | curves, record.started)
+        for name, picture in summary.pictures.items():
+            self.store.log_file(record.run_id, Path(picture), f"pictures/{name}{Path(picture).suffix}")
+        self.store.set_tags(record.run_id, summary.tags)
+
+    def _log_headline(self, record: _Record, experiment: str) -> None:
+        """The scores of what goes on to the next round, as curves over rounds on the experiment's run."""
+        if record.step.scope != "base" and _DECISION not in record.outputs:
+            return
+        number = 0 if record.round == BASE else list(self.config.rounds).index(record.round) + 1
+        for port in _SCORED.keys() & record.outputs.keys():
+            scores = flatten(read_json(record.outputs[port].location))
+            headline = {f"{port}.{key}": [(number, v)] for key, v in scores.items() if key.endswith(".mean")}
+            self.store.log_metrics(experiment, headline, record.started)
+
+    def _register(self, record: _Record) -> set[str]:
+        """Registers the models the step made and scores the one it measured; returns the keys of the scores logged."""
+        base = record.step.scope == "base"
+        for artifact in record.outputs.values():
+            if artifact.kind in MODELS:
+                made = self._new_version(record, artifact, "base" if base else "candidate")
+                if base:
+                    self.registry.crown(made)
+        logged: set[str] = set()
+        for port in _SCORED.keys() & record.outputs.keys():
+            kind, data = _SCORED[port]
+            version = self._version(record, record.outputs[kind] if base else record.inputs["candidate"])
+            scores: dict[str, Any] = read_json(record.outputs[port].location)
+            dataset = record.inputs[data]
+            logged |= self.registry.attach_scores(version, scores, record.run_id, record.started, dataset)
+        return logged
+
+    def _promote(self, record: _Record) -> set[str]:
+        """Moves the aliases and marks the candidate, as the step's decision says."""
+        made, decision = record.inputs["candidate"], record.outputs[_DECISION]
+        passed_on = next(artifact for artifact in record.outputs.values() if artifact.kind in MODELS)
+        same = passed_on.digest.md5 == made.digest.md5
+        candidate = self._version(record, made)
+        verdict: dict[str, Any] = read_json(decision.location)
+        if verdict["promoted"]:
+            if not same:
+                raise UserError(
+                    f"{decision.path}: says promoted, yet {passed_on.path} is not {made.path}; run the step again"
+                )
+            self.registry.set_tags(candidate, {"status": "promoted", "reason": None})
+            self.registry.crown(candidate)
+            return set()
+        reason = "; ".join(verdict["reasons"]) or "no reason given"
+        self.registry.set_tags(candidate, {"status": "rejected", "reason": reason})
+        champion = self.registry.champion(candidate.name)
+        if champion is None or champion.md5 != passed_on.digest.md5:
+            self.registry.crown(self._version(record, passed_on, without=None if same else candidate))
+        return set()
+
+    def _version(self, record: _Record, artifact: Artifact, without: Version | None = None) -> Version:
+        """The version that holds the artifact; registered now where the step that made it was recorded elsewhere."""
+        name, md5 = self.model_name(artifact.kind), artifact.digest.md5
+        known = self.registry.find(name, md5, record.round, self.config_digest, without)
+        return known or self._new_version(record, artifact, "candidate")
+
+    def _new_version(self, record: _Record, artifact: Artifact, status: str) -> Version:
+        tags = {
+            "round": record.round,
+            "step": record.step.name,
+            "config_digest": self.config_digest,
+            "git_commit": record.git_commit or "unknown",
+            "status": status,
+            **{f"input.{port}": link.digest.md5 for port, link in record.inputs.items()},
+        }
+        return self.registry.register(self.model_name(artifact.kind), artifact, record.run_id, tags)
+
+
+def _record_key(inputs: Mapping[str, Artifact], outputs: Mapping[str, Artifact]) -> str:
+    content = [{port: [a.path, a.digest.md5] for port, a in artifacts.items()} for artifacts in (inputs, outputs)]
+    return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()

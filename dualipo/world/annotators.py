@@ -1,0 +1,135 @@
+"""Simulated annotators: they look through the oracle, err now and then, and say why they judge as they do.
+
+They stand in for people. At least three label every item and the majority wins (Dual-IPO, appendix A.2); each verdict
+carries a reason, from which the critic learns to reason before it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dualipo.records import HumanChoice, HumanRating
+from dualipo.world.oracle import Judgement
+from dualipo.world.scene import Scene
+
+ANNOTATORS = ("ann", "ben", "cho")
+SLIP = 0.05
+"""Chance that an annotator's verdict is a neighbouring one."""
+BLUR = 0.04
+"""Standard deviation of an annotator's impression of a quality, of 1."""
+TIE = 0.08
+"""Difference of two clips' overall impressions, of 1, below which an annotator calls a tie."""
+_GOOD, _BAD = 0.72, 0.45
+_NEIGHBOURS = {"good": ["normal"], "normal": ["good", "bad"], "bad": ["normal"]}
+
+
+def describe(seen: dict[str, str], scene: Scene) -> str:
+    """What is seen, in the prompt's order of words: `small red circle moving left slowly, black`."""
+
+    def motion() -> str:
+        direction = seen["motion"]
+        if direction == "nothing":
+            return "no motion"
+        return "still" if direction == "still" else f"moving {direction} {seen.get('speed', '')}".strip()
+
+    first = f"{seen['colour']} {seen['shape']}"
+    if "size" in seen:
+        first = f"{seen['size']} {first}"
+    if scene.shape2:
+        between = {"left_of": "left", "right_of": "right", "above": "above", "below": "below"}.get(seen["relation"], "and")
+        first = f"{first} {between} {seen['colour2']} {seen['shape2']}"
+    return f"{first} {motion()} {seen['background']}"
+
+
+def mistakes(holds: dict[str, bool]) -> str:
+    names = {"shape2": "shape", "colour2": "colour", "relation": "side", "count": "count"}
+    wrong = list(dict.fromkeys(names.get(key, key) for key, holds_ in holds.items() if not holds_))
+    return f"wrong {' '.join(wrong)}" if wrong else "all matches"
+
+
+def motion_words(smoothness: float) -> str:
+    return "steady motion" if smoothness >= _GOOD else "uneven motion" if smoothness >= _BAD else "jumpy motion"
+
+
+def look_words(faithfulness: float) -> str:
+    return "clear object" if faithfulness >= _GOOD else "blurred object" if faithfulness >= _BAD else "broken object"
+
+
+def rate_semantic(holds: dict[str, bool]) -> str:
+    """Good if every attribute holds, Normal if one does not, Bad otherwise."""
+    wrong = len(holds) - sum(holds.values())
+    return ("good", "normal", "bad")[min(wrong, 2)]
+
+
+def rate_quality(value: float) -> str:
+    return "good" if value >= _GOOD else "normal" if value >= _BAD else "bad"
+
+
+def overall(holds: dict[str, bool], smoothness: float, faithfulness: float) -> float:
+    """How good a clip is to an annotator, in [0, 1]: what it shows counts half, how it moves and looks a quarter each.
+
+    Every wrong attribute costs 0.3 of the half, down to nothing.
+    """
+    wrong = len(holds) - sum(holds.values())
+    return 0.5 * max(0.0, 1 - 0.3 * wrong) + 0.25 * smoothness + 0.25 * faithfulness
+
+
+def choose(first: float, second: float) -> str:
+    return "tie" if abs(first - second) < TIE else "a" if first > second else "b"
+
+
+def rating_reasons(seen: dict[str, str], holds: dict[str, bool], smooth: float, faithful: float, scene: Scene) -> dict[str, str]:
+    return {
+        "semantic": f"{describe(seen, scene)}: {mistakes(holds)}.",
+        "motion": f"{motion_words(smooth)}.",
+        "faithfulness": f"{look_words(faithful)}.",
+    }
+
+
+def choice_reason(parts: list[dict[str, str]]) -> str:
+    """Reason for a choice, out of the rating reasons of clip a and clip b."""
+    each = [f"{name}: {part['semantic'][:-1]}, {part['motion'][:-1]}, {part['faithfulness']}" for name, part in zip("ab", parts, strict=True)]
+    return " ".join(each)
+
+
+def annotate_clip(clip: str, prompt: str, scene: Scene, judgement: Judgement, rng: np.random.Generator) -> Iterator[HumanRating]:
+    """Three annotators' ratings of one clip on the three dimensions."""
+    for annotator in ANNOTATORS:
+        smooth, faithful = _impressions(judgement, rng)
+        verdicts = {
+            "semantic": rate_semantic(judgement.holds),
+            "motion": rate_quality(smooth),
+            "faithfulness": rate_quality(faithful),
+        }
+        reasons = rating_reasons(judgement.seen, judgement.holds, smooth, faithful, scene)
+        for dimension, verdict in verdicts.items():
+            if rng.random() < SLIP:
+                verdict = str(rng.choice(_NEIGHBOURS[verdict]))
+            yield HumanRating(
+                clip=clip, prompt=prompt, annotator=annotator, dimension=dimension, verdict=verdict, reason=reasons[dimension]
+            )
+
+
+def annotate_pair(
+    clips: tuple[str, str], prompt: str, scene: Scene, judgements: tuple[Judgement, Judgement], rng: np.random.Generator
+) -> Iterator[HumanChoice]:
+    """Three annotators' choices between two clips of one prompt."""
+    for annotator in ANNOTATORS:
+        scores, parts = [], []
+        for judgement in judgements:
+            smooth, faithful = _impressions(judgement, rng)
+            scores.append(overall(judgement.holds, smooth, faithful))
+            parts.append(rating_reasons(judgement.seen, judgement.holds, smooth, faithful, scene))
+        verdict = choose(*scores)
+        if rng.random() < SLIP:
+            verdict = str(rng.choice(["a", "b"])) if verdict == "tie" else "tie"
+        yield HumanChoice(
+            clip_a=clips[0], clip_b=clips[1], prompt=prompt, annotator=annotator, verdict=verdict, reason=choice_reason(parts)
+        )
+
+
+def _impressions(judgement: Judgement, rng: np.random.Generator) -> tuple[float, float]:
+    smooth = float(np.clip(judgement.smoothness + rng.normal(0, BLUR), 0, 1))
+    return smooth, float(np.clip(judgement.faithfulness + rng.normal(0, BLUR), 0, 1))
