@@ -10,8 +10,8 @@ help:
 	@grep '^# make' Makefile
 
 demo: .venv/.installed data
-	$(BIN)/dualipo run
-	@echo "Open the report: $(CURDIR)/report/index.html"
+	@begin=$$(date +%s) && $(BIN)/dualipo run && taken=$$(($$(date +%s) - begin)) && \
+		echo "The run took $$((taken / 60)) min $$((taken % 60)) s. The report: $(CURDIR)/report/index.html"
 
 test: .venv/.installed-test data browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile

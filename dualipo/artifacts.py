@@ -59,15 +59,8 @@ def remove(path: str | Path) -> None:
 
 
 def copy_folder(source: str | Path, target: str | Path) -> None:
-    """Copies a model folder, by hard links where the file system has them; artifacts are never changed in place."""
-
-    def link(src: str, dst: str) -> None:
-        try:
-            os.link(src, dst)
-        except OSError:
-            shutil.copyfile(src, dst)
-
-    shutil.copytree(source, target, copy_function=link)
+    """Copies a model folder. No hard links: an edit of one would reach the other, and DVC's cache behind it."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -35,7 +35,7 @@ class Experiment(Section):
 class Prompts(Section):
     space: str = "small_world"
     """A prompt space shipped with the library, or the path of a YAML file of one."""
-    count: PositiveInt = 96
+    count: PositiveInt = 80
     """Prompts a round."""
     target: dict[str, dict[str, NonNegative]] = {}
     """Target shares that replace the space's own, e.g. `{difficulty: {simple: 0.5, medium: 0.5}}`."""
@@ -44,7 +44,7 @@ class Prompts(Section):
 
 
 class Generate(Section):
-    candidates: int = Field(8, ge=2)
+    candidates: int = Field(6, ge=2)
     """Clips sampled for each prompt, one seed each."""
     steps: PositiveInt = 12
     """Denoising steps."""
@@ -55,11 +55,11 @@ class Generate(Section):
 
 
 class Label(Section):
-    paths: PositiveInt = 4
+    paths: PositiveInt = 3
     """Reasoning paths that vote on each question (self-consistency)."""
     temperature: Positive = 1.0
     max_new_tokens: PositiveInt = 64
-    pairs_per_prompt: PositiveInt = 6
+    pairs_per_prompt: PositiveInt = 4
     """Pairs of candidates asked for each prompt, each in both orders."""
     batch_size: PositiveInt = 64
     """Questions asked at once."""
@@ -88,7 +88,7 @@ class TrainCritic(Section):
     """`srpo` weights each pair's DPO loss by its certainty; `dpo` does not; `none` keeps the critic as it is."""
     beta: Positive = 0.1
     learning_rate: Positive = 1e-4
-    steps: PositiveInt = 60
+    steps: PositiveInt = 50
     batch_size: PositiveInt = 16
     """Preference pairs of reasoning paths a step."""
     instruction_batch_size: PositiveInt = 32
@@ -105,7 +105,7 @@ class CheckCritic(Section):
     """Smallest share of the human test pairs on which an accepted critic agrees."""
     max_drop: Share = 1.0
     """Largest loss of agreement against the incumbent critic; 1 switches this off."""
-    paths: PositiveInt = 4
+    paths: PositiveInt = 3
     batch_size: PositiveInt = 64
 
 
@@ -124,7 +124,7 @@ class Align(Section):
     beta: Positive = 1000.0
     learning_rate: Positive = 1e-4
     warmup_steps: int = Field(10, ge=0)
-    steps: PositiveInt = 120
+    steps: PositiveInt = 100
     batch_size: PositiveInt = 16
     """Preference pairs a step (DPO) or clips a step (KTO)."""
     lambda_winner: NonNegative = 0.2
@@ -142,7 +142,7 @@ class Align(Section):
 
 class Evaluate(Section):
     suite: Literal["small_world"] = "small_world"
-    samples_per_prompt: PositiveInt = 2
+    samples_per_prompt: PositiveInt = 3
     steps: PositiveInt = 12
     guidance: NonNegative = 2.0
     batch_size: PositiveInt = 64
@@ -202,7 +202,9 @@ def load_config(*files: str | Path, overrides: dict[str, Any] | None = None) -> 
     for file in files:
         path = Path(file)
         if not path.is_file():
-            raise UserError(f"{path}: no such parameter file; run from the experiment's folder or name one with --params")
+            raise UserError(
+                f"{path}: no such parameter file; run from the experiment's folder or name one with --params"
+            )
         try:
             content = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:

@@ -20,3 +20,19 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def critic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny critic with random weights, saved; read only."""
+    from models import save_critic
+
+    return save_critic(tmp_path_factory.mktemp("models") / "critic")
+
+
+@pytest.fixture(scope="session")
+def generator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CogVideoX pipeline with random weights, saved; read only."""
+    from models import save_generator
+
+    return save_generator(tmp_path_factory.mktemp("models") / "generator")

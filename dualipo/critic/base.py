@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from dualipo.critic.certainty import sequence_logprob
-from dualipo.critic.questions import Question
+from dualipo.critic.questions import Question, answer
+from dualipo.critic.voting import parse_verdict
 from dualipo.errors import UserError
-
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def load_critic(folder: str | Path) -> Critic:
 
     Raises UserError where the folder is no checkpoint, has no safetensors, or is of an unknown family.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils import logging
 
@@ -161,7 +162,9 @@ def load_critic(folder: str | Path) -> Critic:
 
     families: dict[str, type[Critic]] = {family.model_type: family for family in (Qwen2VL,)}
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder}: no critic checkpoint here (config.json is missing); put a transformers folder there")
+        raise UserError(
+            f"{folder}: no critic checkpoint here (config.json is missing); put a transformers folder there"
+        )
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -171,7 +174,11 @@ def load_critic(folder: str | Path) -> Critic:
             folder, config=config, use_safetensors=True, local_files_only=True, dtype="auto"
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]})") from None
+    # Without its files, transformers makes up a tokenizer with an empty vocabulary.
+    written = tokenizer.decode(tokenizer(answer("", "good"), add_special_tokens=False).input_ids)
+    if parse_verdict(written, "rating") != "good":
+        raise UserError(f"{folder}: the tokenizer cannot write a verdict; put the checkpoint's tokenizer files there")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
     return families[config.model_type](model, tokenizer)

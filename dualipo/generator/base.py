@@ -85,6 +85,11 @@ class Generator(ABC):
                 clips.append(self.decode(latents))
         return np.concatenate(clips)
 
+    @property
+    def fps(self) -> float:
+        """Frames a second that clips are written with."""
+        return 8.0
+
     def save(self, folder: str | Path) -> None:
         """A folder that plain diffusers loads; safetensors only."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
@@ -100,7 +105,9 @@ def load_generator(folder: str | Path) -> Generator:
     backbones: dict[str, type[Generator]] = {backbone.pipeline_class: backbone for backbone in (CogVideoX,)}
     index = Path(folder) / "model_index.json"
     if not index.is_file():
-        raise UserError(f"{folder}: no generator checkpoint here (model_index.json is missing); put a diffusers folder there")
+        raise UserError(
+            f"{folder}: no generator checkpoint here (model_index.json is missing); put a diffusers folder there"
+        )
     try:
         name = json.loads(index.read_text())["_class_name"]
     except (json.JSONDecodeError, KeyError):
@@ -109,11 +116,12 @@ def load_generator(folder: str | Path) -> Generator:
         raise UserError(f"{index}: no backbone for {name}; known: {', '.join(backbones)}")
     import diffusers
     from diffusers.utils import logging
+    from safetensors import SafetensorError
 
     logging.disable_progress_bar()
     try:
         pipeline = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]})") from None
     generator = backbones[name](pipeline)
     device = "cuda" if torch.cuda.is_available() else "cpu"

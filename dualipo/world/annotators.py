@@ -38,7 +38,9 @@ def describe(seen: dict[str, str], scene: Scene) -> str:
     if "size" in seen:
         first = f"{seen['size']} {first}"
     if scene.shape2:
-        between = {"left_of": "left", "right_of": "right", "above": "above", "below": "below"}.get(seen["relation"], "and")
+        between = {"left_of": "left", "right_of": "right", "above": "above", "below": "below"}.get(
+            seen["relation"], "and"
+        )
         first = f"{first} {between} {seen['colour2']} {seen['shape2']}"
     return f"{first} {motion()} {seen['background']}"
 
@@ -80,7 +82,9 @@ def choose(first: float, second: float) -> str:
     return "tie" if abs(first - second) < TIE else "a" if first > second else "b"
 
 
-def rating_reasons(seen: dict[str, str], holds: dict[str, bool], smooth: float, faithful: float, scene: Scene) -> dict[str, str]:
+def rating_reasons(
+    seen: dict[str, str], holds: dict[str, bool], smooth: float, faithful: float, scene: Scene
+) -> dict[str, str]:
     return {
         "semantic": f"{describe(seen, scene)}: {mistakes(holds)}.",
         "motion": f"{motion_words(smooth)}.",
@@ -90,11 +94,16 @@ def rating_reasons(seen: dict[str, str], holds: dict[str, bool], smooth: float, 
 
 def choice_reason(parts: list[dict[str, str]]) -> str:
     """Reason for a choice, out of the rating reasons of clip a and clip b."""
-    each = [f"{name}: {part['semantic'][:-1]}, {part['motion'][:-1]}, {part['faithfulness']}" for name, part in zip("ab", parts, strict=True)]
+    each = [
+        f"{name}: {part['semantic'][:-1]}, {part['motion'][:-1]}, {part['faithfulness']}"
+        for name, part in zip("ab", parts, strict=True)
+    ]
     return " ".join(each)
 
 
-def annotate_clip(clip: str, prompt: str, scene: Scene, judgement: Judgement, rng: np.random.Generator) -> Iterator[HumanRating]:
+def annotate_clip(
+    clip: str, prompt: str, scene: Scene, judgement: Judgement, rng: np.random.Generator
+) -> Iterator[HumanRating]:
     """Three annotators' ratings of one clip on the three dimensions."""
     for annotator in ANNOTATORS:
         smooth, faithful = _impressions(judgement, rng)
@@ -108,7 +117,12 @@ def annotate_clip(clip: str, prompt: str, scene: Scene, judgement: Judgement, rn
             if rng.random() < SLIP:
                 verdict = str(rng.choice(_NEIGHBOURS[verdict]))
             yield HumanRating(
-                clip=clip, prompt=prompt, annotator=annotator, dimension=dimension, verdict=verdict, reason=reasons[dimension]
+                clip=clip,
+                prompt=prompt,
+                annotator=annotator,
+                dimension=dimension,
+                verdict=verdict,
+                reason=reasons[dimension],
             )
 
 
@@ -126,7 +140,12 @@ def annotate_pair(
         if rng.random() < SLIP:
             verdict = str(rng.choice(["a", "b"])) if verdict == "tie" else "tie"
         yield HumanChoice(
-            clip_a=clips[0], clip_b=clips[1], prompt=prompt, annotator=annotator, verdict=verdict, reason=choice_reason(parts)
+            clip_a=clips[0],
+            clip_b=clips[1],
+            prompt=prompt,
+            annotator=annotator,
+            verdict=verdict,
+            reason=choice_reason(parts),
         )
 
 

@@ -40,7 +40,11 @@ def mistaken(scene: Scene, rng: np.random.Generator, count: int = 1) -> Scene:
         elif key == "colour2" and value == scene.colour:
             scene = replace(scene, colour2=value, colour=scene.colour2)
         elif key == "motion":
-            speed = None if value == "still" else scene.speed or ("slowly" if scene.shape2 else str(rng.choice(_CHOICES["speed"])))
+            speed = (
+                None
+                if value == "still"
+                else scene.speed or ("slowly" if scene.shape2 else str(rng.choice(_CHOICES["speed"])))
+            )
             scene = replace(scene, motion=value, speed=speed)
         else:
             scene = replace(scene, **{key: value})

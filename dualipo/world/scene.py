@@ -19,17 +19,22 @@ COLOURS = {
     "cyan": (60, 220, 230),
 }
 BACKGROUNDS = {"black": (14, 14, 18), "grey": (118, 118, 118), "white": (242, 242, 242)}
-RADII = {"small": 4.0, "large": 7.0}
+RADII = {"small": 5.0, "large": 7.5}
 """Half the height of a shape, pixels."""
 SPEEDS = {"slowly": 1.0, "quickly": 2.0}
 """Pixels a frame."""
 DIRECTIONS = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+WANDER = 1.5
+"""How far the middle of a path lies from the middle of the canvas, pixels at most."""
 RELATIONS = ("left_of", "above")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Attributes of a clip, as a prompt asks for them. `speed` is None when still; the last three only for two objects."""
+    """Attributes of a clip, as a prompt asks for them.
+
+    `speed` is None when still, `size` where there are two objects, the last three where there is one.
+    """
 
     shape: str
     colour: str
@@ -90,13 +95,14 @@ def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     radius, steps = scene.radius, np.arange(FRAMES)[:, None] * scene.velocity
     offsets = [np.zeros(2)]
     if len(scene.objects) == 2:
-        gap = 2 * radius + rng.uniform(1.5, 5.0)
+        gap = 2 * radius + rng.uniform(0.8, 2.5)
         drift = rng.uniform(-1.5, 1.5)
         offsets.append(np.array([gap, drift]) if scene.relation == "left_of" else np.array([drift, gap]))
     path = np.stack([offset + steps for offset in offsets])
     low, high = path.reshape(-1, 2).min(0), path.reshape(-1, 2).max(0)
-    start = rng.uniform(radius + 0.5 - low, np.maximum(SIZE - radius - 0.5 - high, radius + 0.5 - low + 1e-6))
-    return path + start
+    middle = SIZE / 2 - (low + high) / 2
+    room = np.clip((SIZE - 2 * radius - 1 - (high - low)) / 2, 0.0, WANDER)
+    return path + middle + rng.uniform(-1, 1, 2) * room
 
 
 def render(scene: Scene, seed: int) -> np.ndarray:

@@ -8,29 +8,27 @@ seed labels with their reasons, loss on the answer's tokens only (Dual-IPO 4.1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from dualipo.artifacts import atomic
-from dualipo.critic.base import Critic
+from dualipo.critic.base import Critic, Features, load_critic
+from dualipo.critic.data import read_human
+from dualipo.critic.questions import Answered, Question, swapped_verdict
 from dualipo.critic.qwen2vl import Qwen2VL
-from dualipo.critic.questions import Answered, Question, human_answers, swapped_verdict
 from dualipo.media.video import decode_clip
-from dualipo.records import HumanChoice, HumanRating, find_table, read_rows
 from dualipo.world.annotators import choice_reason, choose, overall, rate_quality, rate_semantic, rating_reasons
 from dualipo.world.captions import mistaken, random_captions
 from dualipo.world.corrupt import Fault, random_fault, render_with_faults
-from dualipo.world.scene import Scene
+from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, RELATIONS, SHAPES, SPEEDS, Scene
 from dualipo.world.words import word_tokenizer
 
-Example = tuple[list[np.ndarray], Answered]
-"""The clips of a question, in the order shown, and its answer."""
 Restore = Callable[[np.ndarray], np.ndarray]
 
 
@@ -76,158 +74,184 @@ def build_critic() -> Critic:
     return Qwen2VL(Qwen2VLForConditionalGeneration(config), tokenizer)
 
 
-class RenderedExamples:
-    """Questions about rendered clips, answered from how the clips were drawn."""
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered clip and all that is known of it from how it was drawn."""
 
-    def __init__(self, seed: int, restore: Restore | None = None):
-        self.rng = np.random.default_rng(seed)
-        self.captions = random_captions(4000, seed)
-        self.restore = restore
-        """Passes clips through the generator's VAE, so that the critic knows the look of decoded clips."""
+    clip: np.ndarray
+    shown: Scene
+    smoothness: float
+    faithfulness: float
 
-    def batch(self, ratings: int, choices: int) -> list[Example]:
-        examples: list[Example] = []
-        for index in range(ratings):
-            dimension = ("semantic", "semantic", "motion", "faithfulness")[index % 4]
-            prompt, scene = self._prompt()
-            clip, part, verdicts = self._clip(scene)
-            question = Question(dimension, prompt, ("a",))
-            examples.append(([clip], Answered(question, verdicts[dimension], part[dimension])))
-        for _ in range(choices):
-            prompt, scene = self._prompt()
-            (clip_a, part_a, verdicts_a), (clip_b, part_b, verdicts_b) = self._clip(scene), self._clip(scene)
-            verdict = choose(verdicts_a["overall"], verdicts_b["overall"])
-            question = Question("overall", prompt, ("a", "b"))
-            examples.append(([clip_a, clip_b], Answered(question, verdict, choice_reason([part_a, part_b]))))
-        if self.restore is not None:
-            examples = self._decoded(examples)
-        return examples
-
-    def _prompt(self) -> tuple[str, Scene]:
-        return self.captions[self.rng.integers(len(self.captions))]
-
-    def _clip(self, asked: Scene) -> tuple[np.ndarray, dict[str, str], dict[str, Any]]:
-        rng = self.rng
-        shown = mistaken(asked, rng, int(rng.choice([1, 2]))) if rng.random() < 0.5 else asked
-        faults: list[Fault] = []
-        if rng.random() < 0.5:
-            faults = [random_fault(rng, dimension) for dimension in ("motion", "faithfulness") if rng.random() < 0.6]
-        clip = render_with_faults(shown, faults, int(rng.integers(2**31)))
-        seen = {key: value for key, value in asdict(shown).items() if value is not None}
+    def answers(self, asked: Scene) -> tuple[dict[str, str], dict[str, str], float]:
+        """Reasons and verdicts by dimension, and how good the clip is overall, as an answer to a prompt."""
+        seen = {key: value for key, value in asdict(self.shown).items() if value is not None}
         wanted = {key: value for key, value in asdict(asked).items() if value is not None}
         if wanted.get("speed") or seen.get("speed"):
             seen.setdefault("speed", "still")
         holds = {key: seen.get(key) == value for key, value in wanted.items()}
-        quality = {"motion": 0.93, "faithfulness": 0.9}
-        for fault in faults:
-            quality[fault.dimension] = 0.75 - 0.75 * fault.severity
-            if fault.name in ("teleport", "vanish", "flicker"):
-                other = "faithfulness" if fault.dimension == "motion" else "motion"
-                quality[other] = min(quality[other], 0.95 - 0.4 * fault.severity)
-        part = rating_reasons(seen, holds, quality["motion"], quality["faithfulness"], asked)
         verdicts = {
             "semantic": rate_semantic(holds),
-            "motion": rate_quality(quality["motion"]),
-            "faithfulness": rate_quality(quality["faithfulness"]),
-            "overall": overall(holds, quality["motion"], quality["faithfulness"]),
+            "motion": rate_quality(self.smoothness),
+            "faithfulness": rate_quality(self.faithfulness),
         }
-        return clip, part, verdicts
-
-    def _decoded(self, examples: list[Example]) -> list[Example]:
-        assert self.restore is not None
-        flat = np.stack([clip for clips, _ in examples for clip in clips])
-        chosen = self.rng.random(len(flat)) < 0.5
-        if chosen.any():
-            flat[chosen] = self.restore(flat[chosen])
-        remaining = iter(flat)
-        return [([next(remaining) for _ in clips], answered) for clips, answered in examples]
+        reasons = rating_reasons(seen, holds, self.smoothness, self.faithfulness, asked)
+        return reasons, verdicts, overall(holds, self.smoothness, self.faithfulness)
 
 
-def instruction_loss(critic: Critic, examples: Sequence[Example]) -> torch.Tensor:
-    """Mean negative log-probability of an answer token, with gradient through the vision tower."""
-    clips = np.stack([clip for shown, _ in examples for clip in shown])
-    seen = critic.see_batch(clips)
-    features, questions, place = {}, [], 0
-    for shown, answered in examples:
-        names = tuple(str(place + i) for i in range(len(shown)))
-        features.update({name: seen[place + i] for i, name in enumerate(names)})
-        questions.append(Question(answered.question.dimension, answered.question.prompt, names))
-        place += len(shown)
-    answers = [answered.answer for _, answered in examples]
-    return -critic.logprobs(questions, features, answers).sum() / critic.answer_lengths(answers).sum()
+def render_answer(asked: Scene, rng: np.random.Generator) -> Rendered:
+    """A clip as a generator might answer the prompt: half the time with wrong attributes, often with faults."""
+    shown = mistaken(asked, rng, int(rng.choice([1, 2]))) if rng.random() < 0.5 else asked
+    faults: list[Fault] = []
+    if rng.random() < 0.5:
+        faults = [random_fault(rng, dimension) for dimension in ("motion", "faithfulness") if rng.random() < 0.6]
+    quality = {"motion": 0.93, "faithfulness": 0.9}
+    for fault in faults:
+        quality[fault.dimension] = 0.75 - 0.75 * fault.severity
+        if fault.name in ("teleport", "vanish", "flicker"):
+            other = "faithfulness" if fault.dimension == "motion" else "motion"
+            quality[other] = min(quality[other], 0.95 - 0.4 * fault.severity)
+    clip = render_with_faults(shown, faults, int(rng.integers(2**31)))
+    return Rendered(clip, shown, quality["motion"], quality["faithfulness"])
 
 
-def train(critic: Critic, draw: Callable[[], list[Example]], steps: int, learning_rate: float, label: str) -> None:
-    """AdamW with warm-up and cosine decay on batches that `draw` gives; ratings and choices go through apart."""
-    critic.model.train().requires_grad_(True)
-    parameters = list(critic.model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+class RenderedExamples:
+    """Questions about rendered clips, answered from how the clips were drawn: two clips for each prompt."""
+
+    def __init__(self, seed: int, prompts: int, restore: Restore | None = None):
+        """`restore` passes half the clips through the generator's VAE, so that the critic knows the look of decoded ones."""
+        self.rng = np.random.default_rng(seed)
+        self.captions = random_captions(prompts, seed)
+        made = [render_answer(scene, self.rng) for _, scene in self.captions for _ in range(2)]
+        if restore is not None:
+            for start in range(0, len(made), 64):
+                part = made[start : start + 64 : 2]
+                decoded = restore(np.stack([item.clip for item in part]))
+                made[start : start + 64 : 2] = [replace(item, clip=clip) for item, clip in zip(part, decoded, strict=True)]
+        self.clips = made
+
+    def names(self, prompt: int) -> tuple[str, str]:
+        return f"{2 * prompt}", f"{2 * prompt + 1}"
+
+    def draw(self, ratings: int, choices: int) -> list[Answered]:
+        """Random questions on clips named by their place in `clips`."""
+        drawn = []
+        for index in range(ratings):
+            dimension = ("semantic", "semantic", "motion", "faithfulness")[index % 4]
+            place = int(self.rng.integers(len(self.clips)))
+            prompt, scene = self.captions[place // 2]
+            reasons, verdicts, _ = self.clips[place].answers(scene)
+            drawn.append(Answered(Question(dimension, prompt, (f"{place}",)), verdicts[dimension], reasons[dimension]))
+        for _ in range(choices):
+            place = int(self.rng.integers(len(self.captions)))
+            prompt, scene = self.captions[place]
+            order = [2 * place, 2 * place + 1] if self.rng.random() < 0.5 else [2 * place + 1, 2 * place]
+            found = [self.clips[i].answers(scene) for i in order]
+            question = Question("overall", prompt, (f"{order[0]}", f"{order[1]}"))
+            verdict = choose(found[0][2], found[1][2])
+            drawn.append(Answered(question, verdict, choice_reason([found[0][0], found[1][0]])))
+        return drawn
+
+
+def pretrain_vision(critic: Critic, source: RenderedExamples, steps: int, batch_size: int = 40) -> None:
+    """Teaches the vision tower to tell attributes apart, as CLIP's captions teach a real one; the heads are thrown away."""
+    vocabularies = {
+        "shape": SHAPES, "colour": tuple(COLOURS), "size": (None, *RADII), "motion": tuple(DIRECTIONS),
+        "speed": (None, *SPEEDS), "background": tuple(BACKGROUNDS), "shape2": (None, *SHAPES),
+        "colour2": (None, *COLOURS), "relation": (None, *RELATIONS),
+    }  # fmt: skip
+    quality = ("good", "normal", "bad")
+    tower = critic.model.model.visual
+    width = critic.see_batch(source.clips[0].clip[None])[0].tokens.numel()
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(words)) for name, words in vocabularies.items()})
+    heads.update({name: torch.nn.Linear(width, 3) for name in ("smoothness", "faithfulness")})
+    labels = {name: torch.tensor([words.index(getattr(c.shown, name)) for c in source.clips]) for name, words in vocabularies.items()}
+    for name in ("smoothness", "faithfulness"):
+        labels[name] = torch.tensor([quality.index(rate_quality(getattr(c, name))) for c in source.clips])
+
+    def loss() -> torch.Tensor:
+        rows = source.rng.integers(len(source.clips), size=batch_size)
+        seen = critic.see_batch(np.stack([source.clips[i].clip for i in rows]))
+        flat = torch.stack([item.tokens.flatten() for item in seen])
+        return torch.stack([F.cross_entropy(head(flat), labels[name][rows]) for name, head in heads.items()]).mean()
+
+    tower.train().requires_grad_(True)
+    _optimize([*tower.parameters(), *heads.parameters()], loss, steps, 2e-3, "vision tower")
+
+
+def train_language(critic: Critic, draw: Callable[[], list[Answered]], features: Features, steps: int, rate: float, label: str) -> None:
+    """Instruction tuning of the language model on clips already seen: mean negative log-probability of an answer token."""
+
+    def loss() -> torch.Tensor:
+        drawn = draw()
+        # Ratings and choices differ in length: apart, neither is padded to the other's.
+        parts = [[a for a in drawn if a.question.kind == kind] for kind in ("rating", "choice")]
+        losses = []
+        for part in filter(None, parts):
+            answers = [item.answer for item in part]
+            logprobs = critic.logprobs([item.question for item in part], features, answers)
+            losses.append(-logprobs.sum() / critic.answer_lengths(answers).sum())
+        return torch.stack(losses).mean()
+
+    critic.model.requires_grad_(False)
+    critic.language_model.train().requires_grad_(True)
+    _optimize(list(critic.language_model.parameters()), loss, steps, rate, label)
+
+
+def _optimize(parameters: list[torch.nn.Parameter], loss: Callable[[], torch.Tensor], steps: int, rate: float, label: str) -> None:
+    """AdamW with warm-up and cosine decay."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / 50, 0.5 * (1 + math.cos(math.pi * s / steps)) + 0.02)
     )
     for _ in (bar := tqdm(range(steps), desc=label)):
-        examples = draw()
+        value = loss()
         optimizer.zero_grad()
-        parts = [[e for e in examples if e[1].question.kind == kind] for kind in ("rating", "choice")]
-        losses = [instruction_loss(critic, part) for part in parts if part]
-        torch.stack(losses).mean().backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=" ".join(f"{loss.item():.3f}" for loss in losses))
-    critic.model.eval().requires_grad_(False)
+        bar.set_postfix(loss=f"{value.item():.3f}")
 
 
-def seed_examples(folder: Path) -> list[Example]:
-    """Human seed labels with their clips."""
-    rows: list[HumanRating | HumanChoice] = [
-        *read_rows(find_table(folder, "ratings"), HumanRating),
-        *read_rows(find_table(folder, "choices"), HumanChoice),
-    ]
-    clips: dict[str, np.ndarray] = {}
-    for answered in (answers := human_answers(rows)):
-        for clip in answered.question.clips:
-            if clip not in clips:
-                clips[clip] = decode_clip(folder / clip)
-    return [([clips[clip] for clip in answered.question.clips], answered) for answered in answers]
-
-
-def train_reference(folder: Path, seed: int, steps: int, restore: Restore | None) -> None:
+def train_reference(folder: Path, seed: int, vision_steps: int, steps: int, restore: Restore | None) -> None:
     """Stage one: the critic before any human label."""
     torch.manual_seed(seed)
     critic = build_critic()
-    source = RenderedExamples(seed, restore)
-    train(critic, lambda: source.batch(28, 8), steps, 1.5e-3, "critic, rendered clips")
+    source = RenderedExamples(seed, 4000, restore)
+    pretrain_vision(critic, source, vision_steps)
+    critic.model.eval()
+    features = critic.see({f"{i}": item.clip for i, item in enumerate(source.clips)})
+    train_language(critic, lambda: source.draw(32, 10), features, steps, 1.5e-3, "critic, rendered clips")
     with atomic(folder) as temporary:
         critic.save(temporary)
 
 
 def warm_start(reference: Path, folder: Path, seed_labels: Path, seed: int, steps: int, restore: Restore | None) -> None:
     """Stage two: instruction tuning on the human seed labels, beside rendered clips so that nothing is forgotten."""
-    from dualipo.critic.base import load_critic
-
     torch.manual_seed(seed)
     critic = load_critic(reference)
-    source = RenderedExamples(seed + 1, restore)
+    source = RenderedExamples(seed + 1, 600, restore)
+    human = read_human(seed_labels)
+    clips = {name: decode_clip(seed_labels / name) for name in {clip for a in human for clip in a.question.clips}}
+    features = critic.see({**{f"{i}": item.clip for i, item in enumerate(source.clips)}, **clips})
+    by_kind = [[a for a in human if a.question.kind == kind] for kind in ("rating", "choice")]
     rng = np.random.default_rng(seed)
-    human = seed_examples(seed_labels)
-    by_kind = [[e for e in human if e[1].question.kind == kind] for kind in ("rating", "choice")]
 
-    def draw() -> list[Example]:
-        chosen = [_shuffled(kind[i], rng) for kind, count in zip(by_kind, (16, 8), strict=True) for i in rng.integers(len(kind), size=count)]
-        return [*chosen, *source.batch(8, 4)]
+    def draw() -> list[Answered]:
+        chosen = []
+        for own, count in zip(by_kind, (24, 10), strict=True):
+            chosen += [_turned(own[i], rng) for i in rng.integers(len(own), size=count)]
+        return [*chosen, *source.draw(8, 3)]
 
-    train(critic, draw, steps, 4e-4, "critic, human seed labels")
+    train_language(critic, draw, features, steps, 5e-4, "critic, human seed labels")
     with atomic(folder) as temporary:
         critic.save(temporary)
 
 
-def _shuffled(example: Example, rng: np.random.Generator) -> Example:
+def _turned(answered: Answered, rng: np.random.Generator) -> Answered:
     """A pair in a random order, its answer turned with it, so that position tells nothing."""
-    clips, answered = example
-    if answered.question.kind == "rating" or rng.random() < 0.5:
-        return example
-    return clips[::-1], swap_answer(answered)
+    return answered if answered.question.kind == "rating" or rng.random() < 0.5 else swap_answer(answered)
 
 
 def swap_answer(answered: Answered) -> Answered:

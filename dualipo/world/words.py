@@ -9,12 +9,14 @@ from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, SHAPES,
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 SPECIAL = (PAD, EOS, UNKNOWN, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-_PROMPT = "a an the to of on background moving staying below above left right side next".split()
+_PROMPT = """
+    a an the to of on background moving staying below above left right side next
+""".split()  # noqa: SIM905
 _JUDGING = """
-prompt verdict rate which clip is has better overall semantic consistency motion smoothness video faithfulness or
-tie wrong all matches shape colour size speed side count background no nothing and steady uneven jumpy clear blurred
-broken object
-""".split()
+    prompt verdict rate which clip is has better overall semantic consistency motion smoothness video faithfulness
+    or tie wrong all matches shape colour size speed side count background no nothing and steady uneven jumpy clear
+    blurred broken object
+""".split()  # noqa: SIM905
 _MARKS = list(".,:;?!()-")
 
 
@@ -23,7 +25,8 @@ def word_tokenizer(max_length: int) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = [*_PROMPT, *_JUDGING, *_MARKS, *SHAPES, *COLOURS, *BACKGROUNDS, *DIRECTIONS, *RADII, *SPEEDS, *RATINGS, *CHOICES]
+    attributes = [*SHAPES, *COLOURS, *BACKGROUNDS, *DIRECTIONS, *RADII, *SPEEDS]
+    words = [*_PROMPT, *_JUDGING, *_MARKS, *attributes, *RATINGS, *CHOICES]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()

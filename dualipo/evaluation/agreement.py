@@ -1,0 +1,75 @@
+"""How often a critic agrees with the human majority on the fixed test set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dualipo.config import Config
+from dualipo.critic.asking import Asking, ask, pooled
+from dualipo.critic.base import load_critic
+from dualipo.critic.data import read_human, see_files
+from dualipo.critic.voting import INVALID, majority
+from dualipo.errors import UserError
+from dualipo.evaluation.bootstrap import interval
+from dualipo.records import CHOICES, DIMENSIONS
+from dualipo.steps import derive_seed
+
+
+def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[str, Any]:
+    """Agreement on pairs, asked in both orders with all their paths voting together, and on ratings.
+
+    `agreement` counts three classes: A, B and tie, where a pair whose votes are tied is a tie. `ties_excluded` counts
+    the pairs on which people chose, by which clip got more votes; equal votes count half. Intervals resample prompts.
+    Every critic of an experiment is asked with the same random stream. Raises UserError where the test set has no
+    pairs.
+    """
+    seed = derive_seed(config.experiment.seed, "agreement")
+    model = load_critic(critic)
+    answered = read_human(test_labels)
+    features = see_files(model, test_labels, [clip for item in answered for clip in item.question.clips])
+    how = Asking(
+        config.check_critic.paths, config.label.temperature, config.label.max_new_tokens, config.check_critic.batch_size
+    )
+    pairs = [item for item in answered if item.question.kind == "choice"]
+    ratings = [item for item in answered if item.question.kind == "rating"]
+    if not pairs:
+        raise UserError(f"{test_labels}: the human test set has no pairs; the critic's gate needs some")
+    questions = [item.question for item in pairs]
+    votes = ask(model, [*questions, *(q.swapped() for q in questions)], features, how, seed)
+    prompts = [question.prompt for question in questions]
+    agrees, chosen, confusion, consistent = [], [], {word: Counter() for word in CHOICES}, 0
+    for item, forward, backward in zip(pairs, votes[: len(pairs)], votes[len(pairs) :], strict=True):
+        together = pooled(forward, backward)
+        verdict = majority(_words(together), "choice") or INVALID
+        agrees.append(float(verdict == item.verdict))
+        confusion[item.verdict][verdict] += 1
+        consistent += forward.verdict is not None and forward.verdict == majority(_words(backward.turned), "choice")
+        if item.verdict != "tie":
+            lead = together[item.verdict] - together["b" if item.verdict == "a" else "a"]
+            chosen.append((item.question.prompt, 1.0 if lead > 0 else 0.5 if lead == 0 else 0.0))
+    rated = ask(model, [item.question for item in ratings], features, how, seed)
+    by_dimension = {
+        dimension: [
+            vote.verdict == item.verdict
+            for item, vote in zip(ratings, rated, strict=True)
+            if item.question.dimension == dimension
+        ]
+        for dimension in DIMENSIONS
+    }
+    return {
+        "agreement": interval(agrees, prompts, seed),
+        "ties_excluded": interval([hit for _, hit in chosen], [prompt for prompt, _ in chosen], seed)
+        if chosen
+        else None,
+        "pairs": len(pairs),
+        "ties": sum(item.verdict == "tie" for item in pairs) / len(pairs),
+        "order_consistency": consistent / len(pairs),
+        "rating_agreement": {d: sum(hits) / len(hits) if hits else None for d, hits in by_dimension.items()},
+        "confusion": {word: dict(counts) for word, counts in confusion.items()},
+    }
+
+
+def _words(votes: dict[str, int]) -> list[str]:
+    return [word for word in CHOICES for _ in range(votes[word])]

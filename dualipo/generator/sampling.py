@@ -1,0 +1,56 @@
+"""Prompts to clip folders: batched, sharded, resumable shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dualipo.artifacts import PARTIAL, atomic, copy_folder, remove
+from dualipo.generator.base import load_generator
+from dualipo.media.store import ClipStore, pack_shard
+from dualipo.records import Clip, Prompt
+from dualipo.resume import in_chunks
+
+SHARD_PROMPTS = 16
+
+
+class Sampling(Protocol):
+    """Settings that `generate` and `evaluate` share."""
+
+    steps: int
+    guidance: float
+    batch_size: int
+
+
+def sample_clips(
+    checkpoint: Path, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], how: Sampling, work: Path, out: Path
+) -> None:
+    """One clip per prompt and seed, ids `<prompt>-<number>`, as a clip folder at `out`.
+
+    Finished shards survive a crash in `work`.
+    """
+    generator = load_generator(checkpoint)
+    shards = work / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+
+    def shard(index: int, part: Sequence[tuple[Prompt, Sequence[int]]]) -> list[dict[str, Any]]:
+        name = f"clips-{index:05d}.tar"
+        rows = [(prompt, k, seed) for prompt, own in part for k, seed in enumerate(own)]
+        clips = generator.generate(
+            [prompt.text for prompt, _, _ in rows], [seed for *_, seed in rows], how.steps, how.guidance, how.batch_size
+        )
+        ids = [f"{prompt.id}-{k}" for prompt, k, _ in rows]
+        with atomic(shards / name) as temporary:
+            pack_shard(temporary, [(f"{i}.mp4", clip) for i, clip in zip(ids, clips, strict=True)], generator.fps)
+        return [
+            Clip(id=i, prompt_id=p.id, prompt=p.text, file=f"{name}/{i}.mp4", seed=seed).model_dump()
+            for i, (p, _, seed) in zip(ids, rows, strict=True)
+        ]
+
+    made = in_chunks(work, "sampling", list(zip(prompts, seeds, strict=True)), SHARD_PROMPTS, shard)
+    # A process killed while it wrote a shard leaves its temporary file behind.
+    for leftover in shards.glob(f".*{PARTIAL}"):
+        remove(leftover)
+    copy_folder(shards, out)
+    ClipStore.write_manifest(out, [Clip.model_validate(row) for row in made])

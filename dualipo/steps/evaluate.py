@@ -1,0 +1,32 @@
+"""Benchmarks the generator candidate on held-out prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dualipo.artifacts import write_json
+from dualipo.config import Config
+from dualipo.steps import Job, Summary
+
+
+def evaluate(
+    config: Config, job: Job, *, candidate: Path, benchmark: Path, scores: Path, benchmark_clips: Path
+) -> Summary:
+    """Writes the candidate's scores and the clips they come from."""
+    from dualipo.evaluation.benchmark import run_benchmark, score_metrics
+
+    found = run_benchmark(config, candidate, benchmark, benchmark_clips, job.work)
+    write_json(scores, found)
+    return Summary(metrics=score_metrics(found), pictures=benchmark_sheet(benchmark_clips, job.work))
+
+
+def benchmark_sheet(clips: Path, work: Path) -> dict[str, Path]:
+    """A contact sheet of clips spread evenly over the benchmark."""
+    from dualipo.media.sheets import contact_sheet
+    from dualipo.media.store import ClipStore
+
+    store = ClipStore(clips)
+    shown = store.clips[:: max(len(store) // 12, 1)][:12]
+    sheet = work / "benchmark.png"
+    sheet.write_bytes(contact_sheet([store[clip.id] for clip in shown], [clip.prompt for clip in shown], columns=2))
+    return {"benchmark": sheet}

@@ -1,0 +1,187 @@
+"""Pseudo-labels: the incumbent critic votes over reasoning paths, sees every pair in both orders, and is filtered."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dualipo.artifacts import write_json
+from dualipo.config import Config, Label
+from dualipo.records import DIMENSIONS, Clip, PseudoChoice, PseudoRating, write_rows
+from dualipo.steps import Job, Summary, derive_seed
+
+if TYPE_CHECKING:
+    from dualipo.critic.asking import Vote
+
+PROMPTS_A_CHUNK = 16
+
+
+def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path, labels: Path) -> Summary:
+    """Writes ratings.jsonl, choices.jsonl and summary.json of the candidates.
+
+    A rating is kept where its certainty passes; a choice also needs the same verdict in both orders (IPO 4.3). Our
+    reading of the certainty's models: pi is the critic that labels, ref the critic before any human label; Q is the
+    mean reward over the questions of one topic, so that long and short answers are not compared.
+    """
+    from dualipo.critic.base import load_critic
+    from dualipo.media.store import ClipStore
+    from dualipo.resume import in_chunks
+
+    section = config.label
+    store = ClipStore(candidates)
+    judge, reference = load_critic(critic), load_critic(critic_reference)
+
+    def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
+        clips = [clip for group in groups for clip in group]
+        frames = {clip.id: store[clip.id] for clip in clips}
+        seen, seen_before = judge.see(frames), reference.see(frames)
+        seed = derive_seed(job.seed, index)
+        rows = _judge(judge, seen, groups, section, seed)
+        answers = [row for row in rows if row["chosen"] is not None]
+        for start in range(0, len(answers), section.batch_size):
+            part = answers[start : start + section.batch_size]
+            rewards = _rewards(judge, reference, seen, seen_before, part)
+            for row, reward in zip(part, rewards, strict=True):
+                row["reward"] = reward
+        return [{key: value for key, value in row.items() if key != "question"} for row in rows]
+
+    rows = in_chunks(job.work, "labelling", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    certain = _certainties(rows, section)
+    ratings, choices = [], []
+    for row, certainty in zip(rows, certain, strict=True):
+        if certainty is None:
+            continue
+        passed = certainty > section.certainty_threshold or not section.filter_by_certainty
+        common = {
+            key: row[key] for key in ("prompt_id", "prompt", "dimension", "verdict", "votes", "chosen", "rejected")
+        }
+        if row["kind"] == "rating":
+            ratings.append(PseudoRating(clip=row["clips"][0], certainty=certainty, kept=passed, **common))
+        else:
+            kept = passed and row["consistent"]
+            turns = {key: row[key] for key in ("forward", "backward", "consistent")}
+            clip_a, clip_b = row["clips"]
+            choices.append(
+                PseudoChoice(clip_a=clip_a, clip_b=clip_b, certainty=certainty, kept=kept, **turns, **common)
+            )
+    write_rows(labels / "ratings.jsonl", ratings)
+    write_rows(labels / "choices.jsonl", choices)
+    summary = _summary(ratings, choices, len(rows) - len(ratings) - len(choices))
+    write_json(labels / "summary.json", summary)
+    return Summary(metrics={key: float(value) for key, value in summary.items() if not isinstance(value, dict)})
+
+
+def _judge(judge: Any, seen: Any, groups: Sequence[list[Clip]], section: Label, seed: int) -> list[dict[str, Any]]:
+    """Votes on every clip and on some pairs of each prompt, as plain rows."""
+    from dualipo.critic.asking import Asking, ask
+    from dualipo.critic.questions import Question
+
+    how = Asking(section.paths, section.temperature, section.max_new_tokens, section.batch_size)
+    rows: list[dict[str, Any]] = []
+    clips = {clip.id: clip for group in groups for clip in group}
+    singles = [Question(dimension, clip.prompt, (clip.id,)) for clip in clips.values() for dimension in DIMENSIONS]
+    for vote in ask(judge, singles, seen, how, derive_seed(seed, "ratings")):
+        rows.append(_row(vote, clips, vote.verdict, vote.votes))
+    pairs = [pair for group in groups for pair in _pairs(group, section.pairs_per_prompt, seed)]
+    forward = [Question("overall", clips[a].prompt, (a, b)) for a, b in pairs]
+    votes = ask(judge, [*forward, *(q.swapped() for q in forward)], seen, how, derive_seed(seed, "choices"))
+    for first, second in zip(votes[: len(forward)], votes[len(forward) :], strict=True):
+        rows.append(_pair_row(first, second, clips))
+    return rows
+
+
+def _row(vote: Vote, clips: dict[str, Clip], verdict: str | None, votes: dict[str, int]) -> dict[str, Any]:
+    clip = clips[vote.question.clips[0]]
+    return {
+        "question": vote.question,
+        "kind": vote.question.kind,
+        "clips": list(vote.question.clips),
+        "prompt_id": clip.prompt_id,
+        "prompt": clip.prompt,
+        "dimension": vote.question.dimension,
+        "verdict": verdict,
+        "votes": votes,
+        # A tied vote has no path that ends in its verdict: there is nothing to learn from it.
+        "chosen": vote.chosen if vote.verdict == verdict else None,
+        "rejected": vote.rejected,
+        "reward": None,
+    }
+
+
+def _pair_row(first: Vote, second: Vote, clips: dict[str, Clip]) -> dict[str, Any]:
+    from dualipo.critic.asking import pooled
+    from dualipo.critic.voting import reconcile, swap_choice
+
+    verdict, consistent = reconcile(first.verdict, second.verdict)
+    row = _row(first, clips, verdict or first.verdict, pooled(first, second))
+    backward = swap_choice(second.verdict) if second.verdict else None
+    return {**row, "forward": first.verdict, "backward": backward, "consistent": consistent}
+
+
+def _pairs(group: list[Clip], count: int, seed: int) -> list[tuple[str, str]]:
+    """`count` of the prompt's pairs at random, each in a random order."""
+    every = list(itertools.combinations([clip.id for clip in group], 2))
+    rng = np.random.default_rng(derive_seed(seed, "pairs", group[0].prompt_id))
+    chosen = sorted(rng.permutation(len(every))[:count])
+    return [every[i] if rng.random() < 0.5 else every[i][::-1] for i in chosen]
+
+
+def _rewards(judge: Any, reference: Any, seen: Any, seen_before: Any, rows: list[dict[str, Any]]) -> list[float]:
+    """R(y|x) = log pi(y|x) - log ref(y|x) of the chosen paths (Dual-IPO eq. 2)."""
+    import torch
+
+    from dualipo.critic.certainty import implicit_reward
+
+    questions, answers = [row["question"] for row in rows], [row["chosen"] for row in rows]
+    with torch.inference_mode():
+        policy = judge.logprobs(questions, seen, answers)
+        return implicit_reward(policy, reference.logprobs(questions, seen_before, answers)).tolist()
+
+
+def _certainties(rows: list[dict[str, Any]], section: Label) -> list[float | None]:
+    """PCE of every row with a reward (Dual-IPO eq. 3), in float64."""
+    import torch
+
+    from dualipo.critic.certainty import certainty
+
+    topics: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["reward"] is not None:
+            topics.setdefault((row["kind"], row["dimension"]), []).append(row["reward"])
+    mean = {topic: float(np.mean(rewards)) for topic, rewards in topics.items()}
+
+    def of(row: dict[str, Any]) -> float | None:
+        if row["reward"] is None:
+            return None
+        reward = torch.tensor([row["reward"]], dtype=torch.float64)
+        value = certainty(reward, mean[row["kind"], row["dimension"]], section.certainty_beta).item()
+        return min(max(value, 1e-9), 1 - 1e-9)
+
+    return [of(row) for row in rows]
+
+
+def _summary(ratings: list[PseudoRating], choices: list[PseudoChoice], unreadable: int) -> dict[str, Any]:
+    def shares(verdicts: list[str]) -> dict[str, float]:
+        return {word: count / len(verdicts) for word, count in sorted(Counter(verdicts).items())} if verdicts else {}
+
+    both = [*ratings, *choices]
+    return {
+        "ratings": len(ratings),
+        "choices": len(choices),
+        "without_majority_path": unreadable,
+        "kept_ratings": sum(row.kept for row in ratings),
+        "kept_choices": sum(row.kept for row in choices),
+        "kept_share": sum(row.kept for row in both) / max(len(both), 1),
+        "order_consistency": sum(row.consistent for row in choices) / max(len(choices), 1),
+        "unanimous_share": sum(row.rejected is None for row in both) / max(len(both), 1),
+        "mean_certainty": float(np.mean([row.certainty for row in both])) if both else 0.0,
+        "verdicts": {
+            **{d: shares([row.verdict for row in ratings if row.dimension == d]) for d in DIMENSIONS},
+            "overall": shares([row.verdict for row in choices]),
+        },
+    }

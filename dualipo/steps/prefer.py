@@ -1,0 +1,109 @@
+"""Turns the accepted critic's judgement into preferences for the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualipo.artifacts import write_json
+from dualipo.config import Config
+from dualipo.records import DIMENSIONS, Clip, Desirability, Preference, write_rows
+from dualipo.steps import Job, Summary, derive_seed
+
+PROMPTS_A_CHUNK = 16
+
+
+def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferences: Path, gate: Path) -> Summary:
+    """Writes pairs.jsonl (DPO: each prompt's top-1 and bottom-1, the middle dropped), desirability.jsonl (KTO: Good and
+    Normal desirable, Bad not) and summary.json, and the gate's verdict on the pairs.
+
+    A clip's score is the mean over the three dimensions of its expected rating under the vote, in [0, 1]. Our reading
+    of KTO's labels: a clip is undesirable where any dimension's majority is Bad.
+    """
+    from dualipo.critic.asking import Asking, ask
+    from dualipo.critic.base import load_critic
+    from dualipo.critic.questions import Question
+    from dualipo.critic.voting import expected_rating
+    from dualipo.media.sheets import side_by_side
+    from dualipo.media.store import ClipStore
+    from dualipo.quality.gate import preference_gate
+    from dualipo.resume import in_chunks
+
+    section, asked = config.prefer, config.label
+    store, judge = ClipStore(candidates), load_critic(critic)
+    how = Asking(asked.paths, asked.temperature, asked.max_new_tokens, asked.batch_size)
+
+    def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
+        clips = [clip for group in groups for clip in group]
+        seen = judge.see({clip.id: store[clip.id] for clip in clips})
+        questions = [Question(dimension, clip.prompt, (clip.id,)) for clip in clips for dimension in DIMENSIONS]
+        votes = ask(judge, questions, seen, how, derive_seed(job.seed, index, "ratings"))
+        rated: dict[str, dict[str, Any]] = {}
+        for clip, own in zip(clips, zip(*[iter(votes)] * len(DIMENSIONS), strict=True), strict=True):
+            if all(vote.verdict is not None for vote in own):
+                score = float(np.mean([expected_rating(vote.votes) for vote in own]))
+                rated[clip.id] = {"score": score, "desirable": all(vote.verdict != "bad" for vote in own)}
+        rows = [
+            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **rated[clip.id]}
+            for clip in clips
+            if clip.id in rated
+        ]
+        ends = [_ends([row for row in rows if row["prompt_id"] == group[0].prompt_id]) for group in groups]
+        ends = [pair for pair in ends if pair and pair[0]["score"] - pair[1]["score"] >= section.min_margin]
+        if section.confirm and ends:
+            forward = [Question("overall", top["prompt"], (top["clip"], bottom["clip"])) for top, bottom in ends]
+            both = ask(
+                judge, [*forward, *(q.swapped() for q in forward)], seen, how, derive_seed(job.seed, index, "pairs")
+            )
+            first, second = both[: len(ends)], both[len(ends) :]
+            ends = [pair for pair, one, two in zip(ends, first, second, strict=True) if not _contradicts(one, two)]
+        return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
+
+    made = in_chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    scored = [Desirability.model_validate(item["row"]) for item in made if "row" in item]
+    pairs = [
+        Preference(
+            prompt_id=top["prompt_id"], prompt=top["prompt"], winner=top["clip"], loser=bottom["clip"],
+            winner_score=top["score"], loser_score=bottom["score"],
+        )
+        for top, bottom in (item["pair"] for item in made if "pair" in item)
+    ]  # fmt: skip
+    write_rows(preferences / "pairs.jsonl", pairs)
+    write_rows(preferences / "desirability.jsonl", scored)
+    summary = {
+        "prompts": len(store.by_prompt()),
+        "pairs": len(pairs),
+        "clips": len(scored),
+        "critic_reward": float(np.mean([row.score for row in scored])) if scored else 0.0,
+        "desirable_share": float(np.mean([row.desirable for row in scored])) if scored else 0.0,
+        "mean_margin": float(np.mean([pair.winner_score - pair.loser_score for pair in pairs])) if pairs else 0.0,
+    }
+    write_json(preferences / "summary.json", summary)
+    verdict = preference_gate(gate, pairs, section)
+    pictures = {}
+    if shown := pairs[:8]:
+        sheet = job.work / "pairs.png"
+        sides = [[store[clip] for clip in ids] for ids in zip(*((p.winner, p.loser) for p in shown), strict=True)]
+        sheet.write_bytes(side_by_side(*sides, [pair.prompt for pair in shown], ("winner", "loser")))
+        pictures["pairs"] = sheet
+    return Summary(
+        metrics={**{k: float(v) for k, v in summary.items()}, "passed": float(verdict.passed)}, pictures=pictures
+    )
+
+
+def _ends(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Best and worst of one prompt's scored clips; of equals the first. None where all are equal."""
+    if len({row["score"] for row in rows}) < 2:
+        return None
+    return max(rows, key=lambda row: row["score"]), min(rows, key=lambda row: row["score"])
+
+
+def _contradicts(forward: Any, backward: Any) -> bool:
+    """Whether the pair's votes in both orders together prefer the clip with the lower score."""
+    from dualipo.critic.asking import pooled
+
+    votes = pooled(forward, backward)
+    return votes["b"] > votes["a"]

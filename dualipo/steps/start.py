@@ -1,0 +1,70 @@
+"""Adopts the models as they came, checks the data folder, and measures both models before the first round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dualipo.artifacts import copy_folder, write_json
+from dualipo.config import Config
+from dualipo.errors import UserError
+from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, read_rows
+from dualipo.steps import Job, Summary
+
+
+def start(
+    config: Config,
+    job: Job,
+    *,
+    base_generator: Path,
+    base_critic: Path,
+    seed_labels: Path,
+    test_labels: Path,
+    real_clips: Path,
+    benchmark: Path,
+    generator: Path,
+    critic: Path,
+    agreement: Path,
+    scores: Path,
+    benchmark_clips: Path,
+) -> Summary:
+    """Writes the base models' copies, the base critic's agreement and the base generator's scores.
+
+    Raises UserError where a table is malformed, a clip is missing or truncated, or a prompt of the human test set also
+    stands in the seed labels or in the benchmark.
+    """
+    from dualipo.evaluation.agreement import measure_agreement
+    from dualipo.evaluation.benchmark import run_benchmark, score_metrics
+    from dualipo.steps.check_critic import agreement_metrics
+    from dualipo.steps.evaluate import benchmark_sheet
+
+    check_data(seed_labels, test_labels, real_clips, benchmark)
+    measured = measure_agreement(config, base_critic, test_labels)
+    write_json(agreement, measured)
+    found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
+    write_json(scores, found)
+    copy_folder(base_generator, generator)
+    copy_folder(base_critic, critic)
+    metrics = {**agreement_metrics(measured), **score_metrics(found)}
+    return Summary(metrics=metrics, pictures=benchmark_sheet(benchmark_clips, job.work))
+
+
+def check_data(seed_labels: Path, test_labels: Path, real_clips: Path, benchmark: Path) -> None:
+    """Reads every table and decodes every clip that it names."""
+    from dualipo.media.video import decode_clip
+
+    prompts: dict[Path, set[str]] = {}
+    for folder in (seed_labels, test_labels):
+        ratings = read_rows(find_table(folder, "ratings"), HumanRating)
+        choices = read_rows(find_table(folder, "choices"), HumanChoice)
+        prompts[folder] = {row.prompt for row in [*ratings, *choices]}
+        named = {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}
+        for clip in sorted(named):
+            decode_clip(folder / clip)
+    for row in read_rows(find_table(real_clips, "captions"), RealClip):
+        decode_clip(real_clips / row.clip)
+    held_out = {row.text for row in read_rows(benchmark, Prompt)}
+    for other, name in ((prompts[seed_labels], f"{seed_labels}"), (held_out, f"{benchmark}")):
+        if shared := sorted(prompts[test_labels] & other):
+            raise UserError(
+                f"{test_labels}: prompt {shared[0]!r} also stands in {name}; the human test set must be apart"
+            )

@@ -1,0 +1,72 @@
+"""`dualipo world`: makes the small world's models and data again, from nothing, on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dualipo.runtime import prepare_torch
+
+
+@click.group()
+def world() -> None:
+    """Make the small world's base models and data again, from nothing."""
+
+
+def _folder(command: click.Command) -> click.Command:
+    option = click.option(
+        "--data", default="data", type=click.Path(path_type=Path), show_default=True, help="Data folder."
+    )
+    return click.option("--seed", default=0, show_default=True)(option(command))
+
+
+@world.command()
+@_folder
+@click.option("--vae-steps", default=1300, show_default=True)
+@click.option("--steps", default=3200, show_default=True)
+def generator(data: Path, seed: int, vae_steps: int, steps: int) -> None:
+    """Train the base CogVideoX: VAE, text encoder and transformer."""
+    from dualipo.world.train_generator import train_generator
+
+    prepare_torch()
+    train_generator(data / "generator", seed, vae_steps, steps)
+
+
+@world.command()
+@_folder
+def labels(data: Path, seed: int) -> None:
+    """Sample clips from the base generator and let the simulated annotators label them; render the real clips."""
+    from dualipo.world.data import make_data
+
+    prepare_torch()
+    make_data(data, data / "generator", seed)
+
+
+@world.command()
+@_folder
+@click.option("--vision-steps", default=500, show_default=True, help="Steps of the vision tower.")
+@click.option("--steps", default=1000, show_default=True, help="Steps on rendered clips.")
+@click.option("--human-steps", default=300, show_default=True, help="Steps on the human seed labels.")
+def critic(data: Path, seed: int, vision_steps: int, steps: int, human_steps: int) -> None:
+    """Train the base critic: rendered clips first, then the human seed labels."""
+    from dualipo.generator.base import load_generator
+    from dualipo.world.train_critic import train_reference, warm_start
+
+    prepare_torch()
+    model = load_generator(data / "generator")
+
+    def restore(clips):
+        return model.decode(model.encode_clips(clips))
+
+    train_reference(data / "critic_reference", seed, vision_steps, steps, restore)
+    warm_start(data / "critic_reference", data / "critic", data / "seed", seed, human_steps, restore)
+
+
+@world.command(name="all")
+@_folder
+@click.pass_context
+def everything(context: click.Context, data: Path, seed: int) -> None:
+    """All of the above, in order."""
+    for command in (generator, labels, critic):
+        context.invoke(command, data=data, seed=seed)

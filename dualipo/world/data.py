@@ -1,0 +1,98 @@
+"""The small world's data folder: labelled clips of the base generator, real clips and held-out prompts.
+
+The human labels are simulated (annotators.py).
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dualipo.artifacts import atomic
+from dualipo.generator.base import Generator, load_generator
+from dualipo.media.video import decode_clip, encode_clip
+from dualipo.prompts import load_space, sample_prompts
+from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, Record, write_rows
+from dualipo.steps import derive_seed
+from dualipo.world.annotators import annotate_clip, annotate_pair
+from dualipo.world.oracle import judge
+from dualipo.world.scene import FPS, Scene, render
+
+SEED_PROMPTS, TEST_PROMPTS, BENCHMARK_PROMPTS, REAL_CLIPS = 64, 32, 60, 160
+CLIPS_A_PROMPT, PAIRS_A_PROMPT = 8, 9
+STEPS, GUIDANCE = 12, 2.0
+
+
+def make_data(folder: Path, generator: Path, seed: int = 0) -> None:
+    """Writes seed/, test/, real/ and benchmark.jsonl; no prompt stands in two of the first, second and last."""
+    space = load_space("small_world")
+    drawn = sample_prompts(space, BENCHMARK_PROMPTS, derive_seed(seed, "benchmark"), prefix="b")
+    write_rows(folder / "benchmark.jsonl", drawn)
+    taken = {prompt.text for prompt in drawn}
+    model = load_generator(generator)
+    for name, count in (("seed", SEED_PROMPTS), ("test", TEST_PROMPTS)):
+        prompts = list(sample_prompts(space, count, derive_seed(seed, name), exclude=frozenset(taken), prefix=name[0]))
+        taken |= {prompt.text for prompt in prompts}
+        with atomic(folder / name) as temporary:
+            write_human_labels(temporary, model, prompts, derive_seed(seed, name, "labels"))
+    with atomic(folder / "real") as temporary:
+        _write_real_clips(temporary, derive_seed(seed, "real"))
+
+
+def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Prompt], seed: int) -> None:
+    """Samples clips of each prompt and lets the simulated annotators rate all and compare some pairs."""
+    (folder / "clips").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    ratings: list[HumanRating] = []
+    choices: list[HumanChoice] = []
+    for prompt in tqdm(prompts, desc=f"labelling {folder.name}"):
+        scene = Scene.of(prompt.attributes)
+        seeds = [derive_seed(seed, prompt.id, k) for k in range(CLIPS_A_PROMPT)]
+        sampled = generator.generate([prompt.text] * CLIPS_A_PROMPT, seeds, STEPS, GUIDANCE)
+        names = [f"clips/{prompt.id}-{k}.mp4" for k in range(CLIPS_A_PROMPT)]
+        judged = []
+        for name, clip in zip(names, sampled, strict=True):
+            (folder / name).write_bytes(encode_clip(clip, FPS))
+            judged.append(judge(decode_clip(folder / name), scene))
+            ratings += annotate_clip(name, prompt.text, scene, judged[-1], rng)
+        pairs = list(itertools.permutations(range(CLIPS_A_PROMPT), 2))
+        for a, b in _some_pairs(pairs, rng):
+            choices += annotate_pair((names[a], names[b]), prompt.text, scene, (judged[a], judged[b]), rng)
+    _write_csv(folder / "ratings.csv", ratings)
+    _write_csv(folder / "choices.csv", choices)
+
+
+def _some_pairs(pairs: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """PAIRS_A_PROMPT ordered pairs, none of them in both orders."""
+    chosen: list[tuple[int, int]] = []
+    for index in rng.permutation(len(pairs)):
+        a, b = pairs[index]
+        if (b, a) not in chosen:
+            chosen.append((a, b))
+        if len(chosen) == PAIRS_A_PROMPT:
+            break
+    return chosen
+
+
+def _write_real_clips(folder: Path, seed: int) -> None:
+    (folder / "clips").mkdir(parents=True)
+    rows = []
+    for prompt in sample_prompts(load_space("small_world"), REAL_CLIPS, seed, prefix="real"):
+        name = f"clips/{prompt.id}.mp4"
+        clip = render(Scene.of(prompt.attributes), derive_seed(seed, prompt.id))
+        (folder / name).write_bytes(encode_clip(clip, FPS))
+        rows.append(RealClip(clip=name, prompt=prompt.text))
+    _write_csv(folder / "captions.csv", rows)
+
+
+def _write_csv(path: Path, rows: Iterable[Record]) -> None:
+    rows = [row.model_dump() for row in rows]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,75 @@
+"""Models of the real classes with random weights, small enough for a test, and clips to feed them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dualipo.media.store import ClipStore
+from dualipo.media.video import encode_clip
+from dualipo.records import Clip
+
+
+def save_critic(folder: Path) -> Path:
+    """A Qwen2-VL whose attention and next words depend visibly on what it reads; the usual 0.02 is nearly uniform."""
+    import torch
+
+    from dualipo.world.train_critic import build_critic
+
+    torch.manual_seed(0)
+    critic = build_critic()
+    with torch.no_grad():
+        for parameter in critic.model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.12)
+    critic.save(folder)
+    return folder
+
+
+def save_generator(folder: Path) -> Path:
+    """A CogVideoX pipeline: clips of 9x32x32, latents of 3x12x8x8, text of 24 tokens."""
+    import torch
+    from diffusers import AutoencoderKLCogVideoX
+
+    from dualipo.world.train_generator import CHANNELS, _build
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=4,
+        sample_height=32,
+        sample_width=32,
+        scaling_factor=0.8,
+    )
+    _build(vae).save(folder)
+    return folder
+
+
+def noise_clip(seed: int, frames: int = 9, height: int = 32, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(frames, height, width, 3), dtype=np.uint8)
+
+
+def flat_clip(seed: int) -> np.ndarray:
+    """A clip of one colour that grows lighter: it survives mp4 almost unchanged."""
+    colour = np.random.default_rng(seed).integers(20, 180, size=3)
+    frames = [np.broadcast_to(colour + 5 * t, (32, 32, 3)) for t in range(9)]
+    return np.stack(frames).astype(np.uint8)
+
+
+def write_clips(folder: Path, prompts: dict[str, str], each: int) -> ClipStore:
+    """A clip folder of loose files with `each` clips a prompt, ids `<prompt>-<number>`."""
+    folder.mkdir(parents=True)
+    clips = [
+        Clip(id=f"{name}-{k}", prompt_id=name, prompt=text, file=f"{name}-{k}.mp4", seed=k)
+        for name, text in prompts.items()
+        for k in range(each)
+    ]
+    for seed, clip in enumerate(clips):
+        (folder / clip.file).write_bytes(encode_clip(flat_clip(seed)))
+    ClipStore.write_manifest(folder, clips)
+    return ClipStore(folder)

@@ -1,0 +1,313 @@
+"""The smoke preset on the shipped models: one real run, and what must equal it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from drivers import BLIND_STEPS
+from small import shrink
+from warm import KILLED, Warm
+
+from dualipo.artifacts import digest
+from dualipo.cli import cli
+from dualipo.config import Config, load_config
+from dualipo.engine import WHOLE, plan
+from dualipo.records import HumanChoice, HumanRating, Prompt, find_table, read_rows
+from dualipo.steps import BASE, GRAPH
+from dualipo.tracking import Tracker
+
+DRIVERS = Path(__file__).with_name("drivers.py")
+DUALIPO = Path(sys.executable).with_name("dualipo")
+TRAINING = ("generate", "label", "train_critic", "prefer", "align")
+"""Steps whose outputs the models learn from, or are."""
+
+
+@dataclass
+class Run:
+    folder: Path
+    config: Config
+
+    def md5s(self) -> dict[str, str]:
+        """Of every output, by its path in the folder: as recorded, and found again on disk."""
+        records = [json.loads(path.read_text()) for path in sorted((self.folder / ".dualipo/done").iterdir())]
+        made = {entry["path"]: entry["md5"] for record in records for entry in record["outputs"].values()}
+        assert made == {path: digest(self.folder / path).md5 for path in made}
+        return made
+
+    def versions(self) -> dict[str, list[tuple[str, str]]]:
+        tracker = Tracker(self.folder, self.config)
+        models = [tracker.model_name(kind) for kind in ("critic", "generator")]
+        return {m: [(v.md5, v.tags["status"]) for v in tracker.versions(m)] for m in models}
+
+
+@pytest.fixture(scope="module")
+def data(repository, tmp_path_factory) -> Path:
+    return shrink(repository / "data", tmp_path_factory.mktemp("small") / "data")
+
+
+@pytest.fixture(scope="module")
+def config(repository) -> Config:
+    return load_config(repository / "params.yaml", repository / "params/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def new_folder(data, config, tmp_path_factory):
+    """Makes an experiment's folder with the smoke preset's parameters and its own copy of the small data."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "experiment"
+        shutil.copytree(data, folder / "data")
+        (folder / "params.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def smoke(data, config, repository, tmp_path_factory) -> Run:
+    """`dualipo run` of the preset, as a person calls it. Shared: leave it as it was."""
+    folder = tmp_path_factory.mktemp("smoke") / "experiment"
+    shutil.copytree(data, folder / "data")
+    shutil.copy(repository / "params.yaml", folder)
+    command = [DUALIPO, "run", "--params", repository / "params/smoke.yaml"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == f"page: {folder / 'report/index.html'}"
+    return Run(folder, config)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    with Warm(tmp_path_factory.mktemp("warm")) as server:
+        yield server
+
+
+def outputs(step_name: str, round_name: str, prev: str = "") -> list[str]:
+    return [port.bind("data", round_name, prev) for port in GRAPH[step_name].outputs.values()]
+
+
+# ---- one run
+
+
+def test_a_run_makes_every_output_and_leaves_nothing_else(smoke):
+    made = smoke.md5s()
+    assert set(made) == {path for step, name in plan(smoke.config) for path in outputs(step.name, name)}
+    assert not [path for kind in ("staging", "work") for path in (smoke.folder / ".dualipo" / kind).iterdir()]
+    assert not [path for path in smoke.folder.rglob("*") if path.name.endswith((".partial", ".old"))]
+    page = (smoke.folder / "report/index.html").read_text()
+    assert "<video" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_rounds_build_on_each_other(smoke):
+    made = smoke.md5s()
+    for name, entry in smoke.config.rounds.items():
+        for kind in ("critic", "generator"):
+            decision = json.loads((smoke.folder / f"runs/{name}/{kind}_decision.json").read_text())
+            source = f"{name}/{kind}_candidate" if decision["promoted"] else f"{entry.prev}/{kind}"
+            assert made[f"runs/{name}/{kind}"] == made[f"runs/{source}"]
+            # the preset's gates are wide open: this is what they are open for.
+            assert decision["promoted"], decision["reasons"]
+            assert made[f"runs/{name}/{kind}_candidate"] != made[f"runs/{entry.prev}/{kind}"]
+    assert len({made[f"runs/{name}/preferences"] for name in smoke.config.rounds}) == 2
+
+
+# ---- the same from DVC
+
+
+def test_dvc_repro_makes_the_same_bytes_and_then_nothing(smoke, new_folder, warm, repository):
+    folder = new_folder("dvc")
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(repository / name, folder / name)
+    shutil.copytree(repository / "dualipo/steps", folder / "dualipo/steps")
+    program = folder.parent / "bin/dualipo"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {" ".join(warm.prefix)} dualipo "$@"\n')
+    program.chmod(0o755)
+    identity = {f"GIT_{who}_{what}": "a@b.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = os.environ | identity | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def do(*command: str) -> str:
+        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    def dvc(*arguments: str) -> str:
+        return do(sys.executable, "-m", "dvc", *arguments)
+
+    do("git", "init", "--quiet")
+    dvc("add", "data", "--quiet")
+    do("git", "add", ".")
+    do("git", "commit", "--quiet", "--message", "data")
+    dvc("repro")
+
+    made, expected = Run(folder, smoke.config).md5s(), smoke.md5s()
+    for name in smoke.config.rounds:
+        assert made[f"runs/{name}/preferences"] == expected[f"runs/{name}/preferences"]
+        scores = [json.loads((where / f"runs/{name}/scores.json").read_text()) for where in (folder, smoke.folder)]
+        assert scores[0] == scores[1]
+    assert made == expected
+
+    locked = (folder / "dvc.lock").read_text()
+    outs = [out for stage in yaml.safe_load(locked)["stages"].values() for out in stage["outs"]]
+    assert {out["path"]: out["md5"] for out in outs} == expected
+    before = made | {str(path): str(path.stat().st_mtime_ns) for path in (folder / ".dualipo/done").iterdir()}
+    assert "Data and pipelines are up to date." in dvc("repro")
+    after = Run(folder, smoke.config).md5s()
+    after |= {str(path): str(path.stat().st_mtime_ns) for path in (folder / ".dualipo/done").iterdir()}
+    assert after == before and (folder / "dvc.lock").read_text() == locked
+
+
+# ---- killed in the middle
+
+KILLS = {
+    "start": (3, "sampling-00000.jsonl.partial"),
+    "prompts": (2, None),
+    "generate": (3, "clips-00000.tar"),
+    "label": (2, "labelling-00000.jsonl"),
+    "check_labels": (2, None),
+    "train_critic": (2, "training_state.safetensors"),
+    "check_critic": (2, None),
+    "promote_critic": (2, None),
+    "prefer": (2, "preferring-00000.jsonl"),
+    "align": (2, "training_state.safetensors"),
+    "evaluate": (2, "clips-00000.tar"),
+    "promote_generator": (2, None),
+    "report": (1, None),
+}
+"""Of each step: the file before whose renaming it is killed, counted from 1, and what its scratch folder holds then."""
+
+
+def test_killed_in_every_step_a_run_ends_as_an_unbroken_one(smoke, new_folder, warm):
+    """Each call completes the step that was killed, goes on to the next one, and is killed there."""
+    folder = new_folder("killed")
+    steps = [(step.name, name) for step, name in plan(smoke.config) if name in (BASE, "1", WHOLE)]
+    assert {name for name, _ in steps} == set(GRAPH) == set(KILLS)
+    for name, round_name in steps:
+        write, kept = KILLS[name]
+        ended = warm.run(DRIVERS, "kill", folder, name, round_name, write, cwd=folder)
+        assert ended.returncode == KILLED, f"{name}: {ended.stderr}"
+        assert not [path for path in outputs(name, round_name) if (folder / path).exists()], name
+        [work] = (folder / ".dualipo/work").iterdir()
+        assert work.name.startswith(f"{name}-{round_name}-")
+        found = {path.name for path in work.rglob("*")}
+        assert kept is None or any(kept in name for name in found), (name, found)
+    ended = warm.run("dualipo", "run", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    resumed = Run(folder, smoke.config)
+    assert resumed.md5s() == smoke.md5s()
+    assert resumed.versions() == smoke.versions()
+    assert not [path for kind in ("staging", "work") for path in (folder / ".dualipo" / kind).iterdir()]
+
+
+# ---- the reward, and what is learnt from
+
+
+@pytest.fixture(scope="module")
+def blind(smoke, new_folder, warm) -> Run:
+    """Round 1 from its prompts to alignment, without an oracle, a benchmark or the human test set anywhere in sight."""
+    folder = new_folder("blind")
+    test_labels = folder.with_name("test")
+    (folder / "data/test").rename(test_labels)
+    (folder / "data/benchmark.jsonl").unlink()
+    for path in ("base/generator", "base/critic", "base/agreement.json", "1/prompts.jsonl"):
+        (folder / "runs" / path).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (smoke.folder / "runs" / path).is_dir() else shutil.copyfile
+        copy(smoke.folder / "runs" / path, folder / "runs" / path)
+    ended = warm.run(DRIVERS, "blind", folder, "1", test_labels, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return Run(folder, smoke.config)
+
+
+def test_neither_oracle_nor_human_test_set_is_needed_to_reward_or_to_train(smoke, blind):
+    expected = smoke.md5s()
+    assert blind.md5s() == {path: expected[path] for name in BLIND_STEPS for path in outputs(name, "1")}
+    assert set(TRAINING) < set(BLIND_STEPS)
+
+
+def test_no_step_that_rewards_or_trains_reads_what_is_held_out():
+    held_out = {"{data}/test", "{data}/benchmark.jsonl"}
+    readers = {name for name, step in GRAPH.items() if held_out & {port.path for port in step.inputs.values()}}
+    # prompts reads them in order to leave them out; the others measure.
+    assert readers == {"start", "prompts", "check_critic", "evaluate"}
+    # what measures hands numbers to the gates and to the page, and to nobody else.
+    measured = {port.path for name in ("start", "check_critic", "evaluate") for port in GRAPH[name].outputs.values()}
+    measured -= {"runs/{round}/generator", "runs/{round}/critic"}
+    for name in TRAINING:
+        assert not measured & {port.path.replace("{prev}", "{round}") for port in GRAPH[name].inputs.values()}
+
+
+def test_nothing_that_is_learnt_from_is_in_the_human_test_set(smoke, repository):
+    data = repository / "data"
+    clips = {name: {digest(p).md5 for p in (data / name).rglob("*.mp4")} for name in ("seed", "test", "real")}
+    assert clips["test"] and not clips["test"] & (clips["seed"] | clips["real"])
+    tables = (("ratings", HumanRating), ("choices", HumanChoice))
+    texts = {
+        name: {row.prompt for stem, kind in tables for row in read_rows(find_table(data / name, stem), kind)}
+        for name in ("seed", "test")
+    }
+    held_out = {row.text for row in read_rows(data / "benchmark.jsonl", Prompt)}
+    assert not texts["test"] & texts["seed"] and not texts["test"] & held_out
+    kept_apart = {
+        row.prompt for stem, kind in tables for row in read_rows(find_table(smoke.folder / "data/test", stem), kind)
+    } | {row.text for row in read_rows(smoke.folder / "data/benchmark.jsonl", Prompt)}
+    for name in smoke.config.rounds:
+        drawn = {row.text for row in read_rows(smoke.folder / f"runs/{name}/prompts.jsonl", Prompt)}
+        assert drawn and not drawn & kept_apart
+
+
+# ---- the registry
+
+
+def call(run: Run, *arguments: str) -> tuple[int, str]:
+    preset = Path(__file__).parents[1] / "params/smoke.yaml"
+    result = CliRunner().invoke(cli, [*arguments, "--folder", str(run.folder), "--params", str(preset)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_every_model_is_a_registered_version_and_the_last_promoted_one_the_champion(smoke):
+    made, tracker = smoke.md5s(), Tracker(smoke.folder, smoke.config)
+    for kind in ("critic", "generator"):
+        model = tracker.model_name(kind)
+        assert model == f"smoke-{kind}"
+        expected = [made[f"runs/{BASE}/{kind}"], *(made[f"runs/{name}/{kind}_candidate"] for name in "12")]
+        assert [md5 for md5, _ in smoke.versions()[model]] == expected
+        assert tracker.resolve(f"{model}@champion").md5 == made[f"runs/2/{kind}"]
+        assert tracker.resolve(f"{model}@previous").md5 == made[f"runs/1/{kind}"]
+
+
+@pytest.mark.parametrize("kind", ["critic", "generator"])
+def test_lineage_reaches_the_human_labels(smoke, kind):
+    status, text = call(smoke, "lineage", f"smoke-{kind}@champion")
+    assert status == 0
+    for origin in ("human seed labels", "base model", "runs/1/labels", "train_critic, round 1", "prompts, round 2"):
+        assert origin in text
+    assert "made by no recorded step" not in text
+
+
+def test_verify_holds_and_finds_a_flipped_byte(smoke):
+    assert call(smoke, "verify", "generator")[0] == call(smoke, "verify", "critic")[0] == 0
+    for path in ("data/seed/choices.csv", "runs/1/preferences/pairs.jsonl", "runs/2/generator_candidate"):
+        file = smoke.folder / path
+        if file.is_dir():
+            file = max(file.rglob("*.safetensors"), key=lambda found: found.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        # a new file beside it: models share their bytes by hard links.
+        aside = file.rename(file.with_name("aside"))
+        file.write_bytes(content)
+        status, text = call(smoke, "verify", "smoke-generator@champion")
+        file.unlink()
+        aside.rename(file)
+        named = "/".join(path.split("/")[:3]) if path.startswith("runs") else "data/seed"
+        [line] = [line for line in text.splitlines() if line.startswith("changed")]
+        assert status == 1 and f" {named} " in line and "1 broken" in text
+    assert call(smoke, "verify", "generator")[0] == 0
