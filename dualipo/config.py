@@ -232,11 +232,13 @@ def parse_config(content: dict[str, Any], where: str = "parameters") -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "top level"
+        key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown key {key!r}; {_known_keys(first['loc'])}") from None
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{where}: {key}: {message} (found {first['input']!r:.80})") from None
+        # a check of the whole names its section itself.
+        told = f"{key}: {message} (found {first['input']!r:.80})" if key else message
+        raise UserError(f"{where}: {told}") from None
 
 
 def config_json(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,18 @@ def save_generator(folder: Path) -> Path:
     )
     _build(vae).save(folder)
     return folder
+
+
+def rotary(transformer: Any) -> Any:
+    """Rotary positions of the transformer's own clip size as diffusers computes them; None where it uses none."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    config = transformer.config
+    if not config.use_rotary_positional_embeddings:
+        return None
+    grid = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
+    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+    return get_3d_rotary_pos_embed(config.attention_head_dim, ((0, 0), grid), grid, frames)
 
 
 def noise_clip(seed: int, frames: int = 9, height: int = 32, width: int = 32) -> np.ndarray:

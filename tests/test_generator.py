@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models import noise_clip
+from models import noise_clip, rotary
 
 from dualipo.artifacts import digest
 from dualipo.errors import UserError
@@ -63,13 +63,13 @@ def test_plain_diffusers_makes_a_clip_of_the_folder(generator, tmp_path):
     assert clip.shape == (1, 9, 32, 32, 3) and np.isfinite(clip).all() and clip.std() > 0
 
 
-@pytest.mark.parametrize(("guidance", "rotary"), [(1.0, False), (3.0, False), (3.0, True)])
-def test_clips_equal_those_of_the_pipelines_own_call(generator, pipeline, guidance, rotary):
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("rotates", [False, True])
+def test_clips_equal_those_of_the_pipelines_own_call(generator, pipeline, guidance, rotates):
     """Without rotary positions, as CogVideoX-2B, and with them, as 5B."""
-    if rotary:
-        config = {**pipeline.transformer.config, "use_rotary_positional_embeddings": True}
-        pipeline.transformer = type(pipeline.transformer).from_config(config).eval()
-        generator.pipeline.transformer = pipeline.transformer
+    switches = dict.fromkeys(("use_rotary_positional_embeddings", "use_learned_positional_embeddings"), rotates)
+    pipeline.transformer = type(pipeline.transformer).from_config({**pipeline.transformer.config, **switches}).eval()
+    generator.pipeline.transformer = pipeline.transformer
     seeds = [11, 12]
     noise = torch.cat([torch.randn(1, 3, 12, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     expected = pipeline(
@@ -85,14 +85,15 @@ def test_fused_guidance_equals_two_separate_forwards(generator, pipeline):
     """The textbook loop: one clip at a time, conditional and unconditional passes apart."""
     scheduler, guidance, seeds = pipeline.scheduler, 2.5, [3, 4]
     text, null_text = generator.encode_text(TEXTS), generator.encode_text([""])
+    places = rotary(pipeline.transformer)
     found = generator.sample(text, null_text, seeds, steps=4, guidance=guidance)
     for row, seed in enumerate(seeds):
         x = torch.randn(1, 3, 12, 8, 8, generator=torch.Generator().manual_seed(seed)) * scheduler.init_noise_sigma
         scheduler.set_timesteps(4)
         for t in scheduler.timesteps:
             with torch.no_grad():
-                within = pipeline.transformer(x, text[row : row + 1], t[None]).sample
-                without = pipeline.transformer(x, null_text, t[None]).sample
+                within = pipeline.transformer(x, text[row : row + 1], t[None], image_rotary_emb=places).sample
+                without = pipeline.transformer(x, null_text, t[None], image_rotary_emb=places).sample
             x = scheduler.step(without + guidance * (within - without), t, x).prev_sample
         torch.testing.assert_close(found[row], x[0], rtol=1e-4, atol=1e-4)
     unguided = generator.sample(text, null_text, seeds, steps=4, guidance=1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import write_clips
+from models import rotary, write_clips
 from safetensors.torch import load_file
 
 from dualipo.alignment import trainer as module
@@ -29,9 +29,9 @@ PAIRS, REAL = 4, 3
 
 
 def data_of(kind: str, dtype: torch.dtype = torch.float32) -> Encoded:
-    """Ten clips of two latent frames: winners, losers and real clips, each with a text of its own; 7 texts."""
+    """Eleven clips: winners, losers and real clips, each with a text of its own; 7 texts."""
     source = torch.Generator().manual_seed(0)
-    latents = torch.randn(2 * PAIRS + REAL, 2, 12, 8, 8, generator=source).to(dtype)
+    latents = torch.randn(2 * PAIRS + REAL, 3, 12, 8, 8, generator=source).to(dtype)
     text = torch.randn(PAIRS + REAL, 24, 128, generator=source).to(dtype)
     rows = torch.tensor([6, 0, 3, 5])
     return Encoded(
@@ -97,7 +97,8 @@ def errors(trainer: Trainer, spy: Spy) -> tuple[list[float], list[float], list[i
         x, v = scheduler.add_noise(clean, noise, level), scheduler.get_velocity(clean, noise, level)
         for values, model in zip(found, (trainer.generator, trainer.reference), strict=True):
             with torch.no_grad():
-                difference = model.denoiser(x, text[None], level).sample - v
+                prediction = model.denoiser(x, text[None], level, image_rotary_emb=rotary(model.denoiser)).sample
+            difference = prediction - v
             values.append(float((difference.double() ** 2).sum() / difference.numel()))
     return *found, spy.drawn[2].tolist()
 
@@ -226,6 +227,9 @@ def test_one_clip_may_stand_in_many_pairs(generator_folder):
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_gradients_equal_finite_differences(generator_folder, kind):
     trainer = make(generator_folder, kind, torch.float64, batch_size=2)
+    for model in (trainer.generator, trainer.reference):
+        # diffusers rotates in float32, which differences of a millionth do not survive.
+        model.denoiser.register_to_config(use_rotary_positional_embeddings=False)
     names = ("patch_embed.proj.weight", "transformer_blocks.1.attn1.to_q.weight", "time_embedding.linear_1.bias",
              "norm_out.linear.weight", "proj_out.weight")  # fmt: skip
     parameters = dict(trainer.denoiser.named_parameters())
@@ -316,16 +320,16 @@ def test_the_curves_hold_every_step_and_the_warm_up(generator_folder, tmp_path):
         assert parts["loss"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "floor"), [("dpo", 0.0), ("kto", -1.0)])
+@pytest.mark.parametrize(("kind", "beta"), [("dpo", 400.0), ("kto", 40.0)])
 def test_the_loss_falls_on_a_repeated_batch_and_the_reference_stays(
-    generator_folder, tmp_path, monkeypatch, kind, floor
+    generator_folder, tmp_path, monkeypatch, kind, beta
 ):
     monkeypatch.setattr(module, "derive_seed", lambda *names: 0)
-    trainer = make(generator_folder, kind, steps=8, lambda_real=0.0, lambda_winner=0.0, beta=400.0, learning_rate=3e-4)
+    trainer = make(generator_folder, kind, steps=8, lambda_real=0.0, lambda_winner=0.0, beta=beta, learning_rate=3e-4)
     before = weights(trainer.reference)
     series = trainer.train(tmp_path)
     losses = [value for _, value in series["loss"]]
-    assert floor <= losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.05
     assert series["margin"][-1][1] > series["margin"][0][1]
     after = weights(trainer.reference)
     assert all(torch.equal(before[name], after[name]) for name in before)

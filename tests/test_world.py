@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from dualipo.critic.questions import Question, answer, human_answers
 from dualipo.errors import UserError
 from dualipo.media.video import decode_clip, encode_clip
 from dualipo.prompts import load_space, sample_prompts
-from dualipo.records import DIMENSIONS, Prompt
+from dualipo.records import DIMENSIONS, HumanChoice, HumanRating, Prompt, RealClip, read_rows
 from dualipo.world import annotators, benchmark
 from dualipo.world.captions import mistaken, random_captions
 from dualipo.world.corrupt import LOOK_FAULTS, MOTION_FAULTS, Fault, random_fault, render_with_faults
@@ -138,7 +139,6 @@ def test_what_is_seen_in_place_of_what_was_asked_is_named():
         "size": "small",
         "speed": "still",
     }
-    assert judge(render(SINGLE, 0), replace(SINGLE, motion="still", speed=None)).seen["speed"] == "slowly"
 
 
 # The oracle on faulty clips
@@ -277,7 +277,7 @@ def looks(smooth: float, faithful: float, scene: Scene = SINGLE, missed: tuple[s
 def ratings(judgement: Judgement, count: int, seed: int = 0):
     """(clip, annotator, dimension) rows of `count` clips that all look alike."""
     rng = np.random.default_rng(seed)
-    return [row for k in range(count) for row in annotators.annotate_clip(f"{k}", "p", SINGLE, judgement, rng)]
+    return [row for k in range(count) for row in annotators.annotate_clip(f"{k}", "p", judgement, rng)]
 
 
 def test_without_noise_verdicts_follow_the_guideline(monkeypatch):
@@ -295,7 +295,9 @@ def test_without_noise_verdicts_follow_the_guideline(monkeypatch):
         assert [row.annotator for row in rows] == [name for name in annotators.ANNOTATORS for _ in DIMENSIONS]
         for start in (0, 3, 6):
             assert tuple(row.verdict for row in rows[start : start + 3]) == verdicts
-        assert rows[0].reason.endswith(f"wrong {' '.join(missed)}." if missed else "all matches.")
+        told = [(key, getattr(SINGLE, key)) for key in ("size", "colour", "shape", "motion", "speed", "background")]
+        marks = [f"{word} {'wrong' if key in missed else 'ok'}" for key, word in told]
+        assert rows[0].reason == " ".join(marks) + "."
         for row in rows[1:3]:
             assert row.reason.startswith(words[row.dimension][("good", "normal", "bad").index(row.verdict)])
 
@@ -306,7 +308,7 @@ def test_without_noise_the_better_clip_is_chosen_and_close_ones_tie(monkeypatch)
 
     def verdicts(first, second):
         rng = np.random.default_rng(0)
-        rows = annotators.annotate_pair(("x", "y"), "p", SINGLE, (first, second), rng)
+        rows = annotators.annotate_pair(("x", "y"), "p", (first, second), rng)
         return {(row.clip_a, row.clip_b, row.dimension, row.verdict) for row in rows}
 
     best, worse = looks(0.9, 0.9), looks(0.9, 0.9, missed=("size",))
@@ -341,7 +343,7 @@ def test_impressions_blur_as_declared():
 def test_choices_slip_as_declared():
     rng = np.random.default_rng(0)
     pair = (looks(0.95, 0.95), looks(0.1, 0.1))
-    rows = [row for k in range(700) for row in annotators.annotate_pair((f"{k}", "z"), "p", SINGLE, pair, rng)]
+    rows = [row for k in range(700) for row in annotators.annotate_pair((f"{k}", "z"), "p", pair, rng)]
     assert {row.verdict for row in rows} == {"a", "tie"}
     slips = np.mean([row.verdict == "tie" for row in rows])
     assert slips == pytest.approx(annotators.SLIP, abs=4 * np.sqrt(0.05 * 0.95 / len(rows)))
@@ -410,7 +412,7 @@ def tokenizer():
 
 
 def reasoned(count: int):
-    """Scenes with ratings and choices about clips that are right, mistaken, faulty and empty."""
+    """Ratings and choices about clips that are right, mistaken, faulty and empty."""
     rng = np.random.default_rng(3)
     for index, scene in enumerate(SCENES[:count]):
         wrong_ones = mistaken(scene, rng, 4)
@@ -421,14 +423,14 @@ def reasoned(count: int):
             paint(scene, np.full((len(scene.objects), FRAMES, 2), -99.0)),
         ]
         judged = [judge(clip, scene) for clip in clips]
-        rows = [row for j in judged for row in annotators.annotate_clip("c", "p", scene, j, rng)]
+        rows = [row for j in judged for row in annotators.annotate_clip("c", "p", j, rng)]
         for first, second in itertools.pairwise(judged):
-            rows += annotators.annotate_pair(("c", "d"), "p", scene, (first, second), rng)
-        yield scene, rows
+            rows += annotators.annotate_pair(("c", "d"), "p", (first, second), rng)
+        yield rows
 
 
 def test_every_reason_is_made_of_known_words_and_fits_a_reasoning_path(tokenizer):
-    reasons = {(row.reason, row.verdict) for _, rows in reasoned(60) for row in rows}
+    reasons = {(row.reason, row.verdict) for rows in reasoned(60) for row in rows}
     assert len(reasons) > 300
     for reason, verdict in reasons:
         ids = tokenizer(answer(reason, verdict), add_special_tokens=False).input_ids
@@ -448,3 +450,24 @@ def test_every_prompt_and_question_is_made_of_known_words(tokenizer):
     assert max(len(tokenizer(text).input_ids) for text in prompts) <= 24, "the text encoder's length"
     assert tokenizer.unk_token_id in tokenizer("an elephant").input_ids
     assert tokenizer.decode(tokenizer("Verdict: good").input_ids, skip_special_tokens=True) == "verdict : good"
+
+
+# The pages
+
+
+def test_the_data_page_shows_rows_that_are_read(repository, tmp_path):
+    blocks = re.findall(r"```(csv|json)\n(.*?)```", (repository / "docs/data.md").read_text(), re.S)
+    for (suffix, text), kind in zip(blocks, (HumanRating, HumanChoice, RealClip, Prompt), strict=True):
+        path = tmp_path / f"{kind.__name__}.{suffix.replace('json', 'jsonl')}"
+        path.write_text(text)
+        (row,) = read_rows(path, kind)
+    assert Scene.of(row.attributes).velocity == pytest.approx((-1, 0))
+
+
+def test_the_world_page_states_the_annotators_constants(repository):
+    page = " ".join((repository / "docs/small-world.md").read_text().split())
+    assert f"({', '.join(annotators.ANNOTATORS)})" in page
+    assert f"probability {annotators.SLIP} (`SLIP`)" in page and f"deviation {annotators.BLUR} (`BLUR`)" in page
+    assert f"closer than {annotators.TIE} is a tie" in page
+    assert f"good from {annotators._GOOD} on, normal from {annotators._BAD} on" in page
+    assert f"{FRAMES} frames of {SIZE}x{SIZE} pixels at {FPS:g} frames a second" in page

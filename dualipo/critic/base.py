@@ -126,15 +126,20 @@ class Critic(ABC):
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [texts[start : start + count] for start in range(0, len(texts), count)]
 
-    def logprobs(self, questions: Sequence[Question], features: Features, answers: Sequence[str]) -> torch.Tensor:
-        """Summed log-probability of each answer's tokens, its end included, in nats: (B,)."""
+    def answer_logits(
+        self, questions: Sequence[Question], features: Features, answers: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V), the tokens they predict (B, T), and which of these belong to the answers (B, T)."""
         inputs = self.embed(questions, features, answers, pad_left=False)
         labels = inputs.pop("labels")
         hidden, _ = self.hidden(**inputs, use_cache=False)
         mask = labels[:, 1:] != -100
         first = int(mask.any(0).nonzero()[0])
-        logits = self.head(hidden[:, first:-1])
-        return sequence_logprob(logits, labels[:, first + 1 :], mask[:, first:])
+        return self.head(hidden[:, first:-1]), labels[:, first + 1 :], mask[:, first:]
+
+    def logprobs(self, questions: Sequence[Question], features: Features, answers: Sequence[str]) -> torch.Tensor:
+        """Summed log-probability of each answer's tokens, its end included, in nats: (B,)."""
+        return sequence_logprob(*self.answer_logits(questions, features, answers))
 
     def answer_lengths(self, answers: Sequence[str]) -> torch.Tensor:
         """Tokens of each answer, its end included: (B,)."""
@@ -175,7 +180,10 @@ def load_critic(folder: str | Path) -> Critic:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(
+            f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]}); "
+            "put a whole one there, with weights as safetensors"
+        ) from None
     # Without its files, transformers makes up a tokenizer with an empty vocabulary.
     written = tokenizer.decode(tokenizer(answer("", "good"), add_special_tokens=False).input_ids)
     if parse_verdict(written, "rating") != "good":

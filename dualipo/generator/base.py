@@ -119,10 +119,17 @@ def load_generator(folder: str | Path) -> Generator:
     from safetensors import SafetensorError
 
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # an error is told once, below
     try:
         pipeline = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(
+            f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]}); "
+            "put a whole one there, with weights as safetensors"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
     generator = backbones[name](pipeline)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline.to(device)

@@ -30,7 +30,7 @@ def start(
     """Writes the base models' copies, the base critic's agreement and the base generator's scores.
 
     Raises UserError where a table is malformed, a clip is missing or truncated, or a prompt of the human test set also
-    stands in the seed labels or in the benchmark.
+    stands in the seed labels or in the benchmark, or one of the benchmark among the real clips' captions.
     """
     from dualipo.evaluation.agreement import measure_agreement
     from dualipo.evaluation.benchmark import run_benchmark, score_metrics
@@ -60,9 +60,14 @@ def check_data(seed_labels: Path, test_labels: Path, real_clips: Path, benchmark
         named = {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}
         for clip in sorted(named):
             decode_clip(folder / clip)
-    for row in read_rows(find_table(real_clips, "captions"), RealClip):
+    real = read_rows(find_table(real_clips, "captions"), RealClip)
+    for row in real:
         decode_clip(real_clips / row.clip)
     held_out = {row.text for row in read_rows(benchmark, Prompt)}
+    if shared := sorted(held_out & {row.prompt for row in real}):
+        raise UserError(
+            f"{benchmark}: prompt {shared[0]!r} is also a caption of {real_clips}; held-out prompts must be apart"
+        )
     for other, name in ((prompts[seed_labels], f"{seed_labels}"), (held_out, f"{benchmark}")):
         if shared := sorted(prompts[test_labels] & other):
             raise UserError(

@@ -12,7 +12,6 @@ import numpy as np
 
 from dualipo.records import HumanChoice, HumanRating
 from dualipo.world.oracle import Judgement
-from dualipo.world.scene import Scene
 
 ANNOTATORS = ("ann", "ben", "cho")
 SLIP = 0.05
@@ -25,30 +24,14 @@ _GOOD, _BAD = 0.72, 0.45
 _NEIGHBOURS = {"good": ["normal"], "normal": ["good", "bad"], "bad": ["normal"]}
 
 
-def describe(seen: dict[str, str], scene: Scene) -> str:
-    """What is seen, in the prompt's order of words: `small red circle moving left slowly, black`."""
-
-    def motion() -> str:
-        direction = seen["motion"]
-        if direction == "nothing":
-            return "no motion"
-        return "still" if direction == "still" else f"moving {direction} {seen.get('speed', '')}".strip()
-
-    first = f"{seen['colour']} {seen['shape']}"
-    if "size" in seen:
-        first = f"{seen['size']} {first}"
-    if scene.shape2:
-        between = {"left_of": "left", "right_of": "right", "above": "above", "below": "below"}.get(
-            seen["relation"], "and"
-        )
-        first = f"{first} {between} {seen['colour2']} {seen['shape2']}"
-    return f"{first} {motion()} {seen['background']}"
-
-
-def mistakes(holds: dict[str, bool]) -> str:
-    names = {"shape2": "shape", "colour2": "colour", "relation": "side", "count": "count"}
-    wrong = list(dict.fromkeys(names.get(key, key) for key, holds_ in holds.items() if not holds_))
-    return f"wrong {' '.join(wrong)}" if wrong else "all matches"
+def compare(seen: dict[str, str], holds: dict[str, bool]) -> str:
+    """What is seen, in the prompt's order of words, and whether it was asked for: `small ok red ok circle wrong`."""
+    words = []
+    for key in ("size", "colour", "shape", "relation", "colour2", "shape2", "motion", "speed", "background", "count"):
+        if key in holds:
+            word = {"left_of": "left", "right_of": "right"}.get(seen[key], seen[key].split()[-1])
+            words.append(f"{word} {'ok' if holds[key] else 'wrong'}")
+    return " ".join(words)
 
 
 def motion_words(smoothness: float) -> str:
@@ -83,12 +66,13 @@ def choose(first: float, second: float) -> str:
 
 
 def rating_reasons(
-    seen: dict[str, str], holds: dict[str, bool], smooth: float, faithful: float, scene: Scene
+    seen: dict[str, str], holds: dict[str, bool], smoothness: float, faithfulness: float
 ) -> dict[str, str]:
+    """One reason a dimension, as an annotator would note it down."""
     return {
-        "semantic": f"{describe(seen, scene)}: {mistakes(holds)}.",
-        "motion": f"{motion_words(smooth)}.",
-        "faithfulness": f"{look_words(faithful)}.",
+        "semantic": f"{compare(seen, holds)}.",
+        "motion": f"{motion_words(smoothness)}.",
+        "faithfulness": f"{look_words(faithfulness)}.",
     }
 
 
@@ -101,9 +85,7 @@ def choice_reason(parts: list[dict[str, str]]) -> str:
     return " ".join(each)
 
 
-def annotate_clip(
-    clip: str, prompt: str, scene: Scene, judgement: Judgement, rng: np.random.Generator
-) -> Iterator[HumanRating]:
+def annotate_clip(clip: str, prompt: str, judgement: Judgement, rng: np.random.Generator) -> Iterator[HumanRating]:
     """Three annotators' ratings of one clip on the three dimensions."""
     for annotator in ANNOTATORS:
         smooth, faithful = _impressions(judgement, rng)
@@ -112,7 +94,7 @@ def annotate_clip(
             "motion": rate_quality(smooth),
             "faithfulness": rate_quality(faithful),
         }
-        reasons = rating_reasons(judgement.seen, judgement.holds, smooth, faithful, scene)
+        reasons = rating_reasons(judgement.seen, judgement.holds, smooth, faithful)
         for dimension, verdict in verdicts.items():
             if rng.random() < SLIP:
                 verdict = str(rng.choice(_NEIGHBOURS[verdict]))
@@ -127,7 +109,7 @@ def annotate_clip(
 
 
 def annotate_pair(
-    clips: tuple[str, str], prompt: str, scene: Scene, judgements: tuple[Judgement, Judgement], rng: np.random.Generator
+    clips: tuple[str, str], prompt: str, judgements: tuple[Judgement, Judgement], rng: np.random.Generator
 ) -> Iterator[HumanChoice]:
     """Three annotators' choices between two clips of one prompt."""
     for annotator in ANNOTATORS:
@@ -135,7 +117,7 @@ def annotate_pair(
         for judgement in judgements:
             smooth, faithful = _impressions(judgement, rng)
             scores.append(overall(judgement.holds, smooth, faithful))
-            parts.append(rating_reasons(judgement.seen, judgement.holds, smooth, faithful, scene))
+            parts.append(rating_reasons(judgement.seen, judgement.holds, smooth, faithful))
         verdict = choose(*scores)
         if rng.random() < SLIP:
             verdict = str(rng.choice(["a", "b"])) if verdict == "tie" else "tie"

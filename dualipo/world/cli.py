@@ -24,7 +24,7 @@ def _folder(command: click.Command) -> click.Command:
 @world.command()
 @_folder
 @click.option("--vae-steps", default=1300, show_default=True)
-@click.option("--steps", default=3200, show_default=True)
+@click.option("--steps", default=2200, show_default=True)
 def generator(data: Path, seed: int, vae_steps: int, steps: int) -> None:
     """Train the base CogVideoX: VAE, text encoder and transformer."""
     from dualipo.world.train_generator import train_generator
@@ -45,8 +45,8 @@ def labels(data: Path, seed: int) -> None:
 
 @world.command()
 @_folder
-@click.option("--vision-steps", default=500, show_default=True, help="Steps of the vision tower.")
-@click.option("--steps", default=1000, show_default=True, help="Steps on rendered clips.")
+@click.option("--vision-steps", default=450, show_default=True, help="Steps of the vision tower.")
+@click.option("--steps", default=2000, show_default=True, help="Steps on rendered clips.")
 @click.option("--human-steps", default=300, show_default=True, help="Steps on the human seed labels.")
 def critic(data: Path, seed: int, vision_steps: int, steps: int, human_steps: int) -> None:
     """Train the base critic: rendered clips first, then the human seed labels."""

@@ -41,7 +41,7 @@ def make_data(folder: Path, generator: Path, seed: int = 0) -> None:
         with atomic(folder / name) as temporary:
             write_human_labels(temporary, model, prompts, derive_seed(seed, name, "labels"))
     with atomic(folder / "real") as temporary:
-        _write_real_clips(temporary, derive_seed(seed, "real"))
+        _write_real_clips(temporary, derive_seed(seed, "real"), frozenset(taken))
 
 
 def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Prompt], seed: int) -> None:
@@ -50,7 +50,7 @@ def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Pro
     rng = np.random.default_rng(seed)
     ratings: list[HumanRating] = []
     choices: list[HumanChoice] = []
-    for prompt in tqdm(prompts, desc=f"labelling {folder.name}"):
+    for prompt in tqdm(prompts, desc="labelling"):
         scene = Scene.of(prompt.attributes)
         seeds = [derive_seed(seed, prompt.id, k) for k in range(CLIPS_A_PROMPT)]
         sampled = generator.generate([prompt.text] * CLIPS_A_PROMPT, seeds, STEPS, GUIDANCE)
@@ -59,10 +59,10 @@ def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Pro
         for name, clip in zip(names, sampled, strict=True):
             (folder / name).write_bytes(encode_clip(clip, FPS))
             judged.append(judge(decode_clip(folder / name), scene))
-            ratings += annotate_clip(name, prompt.text, scene, judged[-1], rng)
+            ratings += annotate_clip(name, prompt.text, judged[-1], rng)
         pairs = list(itertools.permutations(range(CLIPS_A_PROMPT), 2))
         for a, b in _some_pairs(pairs, rng):
-            choices += annotate_pair((names[a], names[b]), prompt.text, scene, (judged[a], judged[b]), rng)
+            choices += annotate_pair((names[a], names[b]), prompt.text, (judged[a], judged[b]), rng)
     _write_csv(folder / "ratings.csv", ratings)
     _write_csv(folder / "choices.csv", choices)
 
@@ -79,10 +79,10 @@ def _some_pairs(pairs: list[tuple[int, int]], rng: np.random.Generator) -> list[
     return chosen
 
 
-def _write_real_clips(folder: Path, seed: int) -> None:
+def _write_real_clips(folder: Path, seed: int, held_out: frozenset[str]) -> None:
     (folder / "clips").mkdir(parents=True)
     rows = []
-    for prompt in sample_prompts(load_space("small_world"), REAL_CLIPS, seed, prefix="real"):
+    for prompt in sample_prompts(load_space("small_world"), REAL_CLIPS, seed, exclude=held_out, prefix="real"):
         name = f"clips/{prompt.id}.mp4"
         clip = render(Scene.of(prompt.attributes), derive_seed(seed, prompt.id))
         (folder / name).write_bytes(encode_clip(clip, FPS))

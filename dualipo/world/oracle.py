@@ -52,7 +52,7 @@ class Reading:
     smoothness: float
     faithfulness: float
     dynamic: float
-    """Movement of the objects' centres, pixels a frame."""
+    """Nominal speed of the fastest object, pixels a frame."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Judgement:
     """A reading held against a prompt."""
 
     holds: dict[str, bool]
-    """Whether each attribute the prompt names is seen; keys as in `Scene`."""
+    """Whether each attribute the prompt names is seen; keys as in `Scene`, and `count` for an object too many."""
     seen: dict[str, str]
     """What is seen in its place; 'nothing' where the object is missing."""
     smoothness: float
@@ -142,8 +142,7 @@ def _seen(background: str, objects: Sequence[Object | None], wanted: Mapping[str
         "colour2": last and last.colour,
         "relation": _relation(first, last),
     }
-    extra = ["speed"] if found["speed"] not in (None, "still") else []
-    return {key: found[key] or "nothing" for key in dict.fromkeys([*wanted, *extra])}
+    return {key: found[key] or "nothing" for key in wanted}
 
 
 def _segment(frames: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +179,7 @@ def _solid(mask: np.ndarray) -> np.ndarray:
 def _group(areas: np.ndarray) -> list[list[int]]:
     """Colours (areas over colours and frames) to objects, at most two, the largest first.
 
-    Colours that are never seen at the same time are one object that changes its colour, its longest-lasting one first.
+    Colours that are never seen at the same time are one object that changes its colour; the one most seen is first.
     """
     present = areas >= _MIN_PIXELS
     groups: list[list[int]] = []

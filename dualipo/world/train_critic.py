@@ -29,6 +29,7 @@ from dualipo.world.corrupt import Fault, random_fault, render_with_faults
 from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, RELATIONS, SHAPES, SPEEDS, Scene
 from dualipo.world.words import word_tokenizer
 
+VERDICT_WEIGHT = 8.0
 Restore = Callable[[np.ndarray], np.ndarray]
 
 
@@ -95,7 +96,7 @@ class Rendered:
             "motion": rate_quality(self.smoothness),
             "faithfulness": rate_quality(self.faithfulness),
         }
-        reasons = rating_reasons(seen, holds, self.smoothness, self.faithfulness, asked)
+        reasons = rating_reasons(seen, holds, self.smoothness, self.faithfulness)
         return reasons, verdicts, overall(holds, self.smoothness, self.faithfulness)
 
 
@@ -119,7 +120,7 @@ class RenderedExamples:
     """Questions about rendered clips, answered from how the clips were drawn: two clips for each prompt."""
 
     def __init__(self, seed: int, prompts: int, restore: Restore | None = None):
-        """`restore` passes half the clips through the generator's VAE, so that the critic knows the look of decoded ones."""
+        """`restore` passes half the clips through the generator's VAE: the critic is to know how decoded ones look."""
         self.rng = np.random.default_rng(seed)
         self.captions = random_captions(prompts, seed)
         made = [render_answer(scene, self.rng) for _, scene in self.captions for _ in range(2)]
@@ -127,7 +128,9 @@ class RenderedExamples:
             for start in range(0, len(made), 64):
                 part = made[start : start + 64 : 2]
                 decoded = restore(np.stack([item.clip for item in part]))
-                made[start : start + 64 : 2] = [replace(item, clip=clip) for item, clip in zip(part, decoded, strict=True)]
+                made[start : start + 64 : 2] = [
+                    replace(item, clip=clip) for item, clip in zip(part, decoded, strict=True)
+                ]
         self.clips = made
 
     def names(self, prompt: int) -> tuple[str, str]:
@@ -154,7 +157,7 @@ class RenderedExamples:
 
 
 def pretrain_vision(critic: Critic, source: RenderedExamples, steps: int, batch_size: int = 40) -> None:
-    """Teaches the vision tower to tell attributes apart, as CLIP's captions teach a real one; the heads are thrown away."""
+    """Teaches the vision tower to tell attributes apart, as CLIP's captions teach a real one; heads are thrown away."""
     vocabularies = {
         "shape": SHAPES, "colour": tuple(COLOURS), "size": (None, *RADII), "motion": tuple(DIRECTIONS),
         "speed": (None, *SPEEDS), "background": tuple(BACKGROUNDS), "shape2": (None, *SHAPES),
@@ -165,7 +168,10 @@ def pretrain_vision(critic: Critic, source: RenderedExamples, steps: int, batch_
     width = critic.see_batch(source.clips[0].clip[None])[0].tokens.numel()
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(words)) for name, words in vocabularies.items()})
     heads.update({name: torch.nn.Linear(width, 3) for name in ("smoothness", "faithfulness")})
-    labels = {name: torch.tensor([words.index(getattr(c.shown, name)) for c in source.clips]) for name, words in vocabularies.items()}
+    labels = {
+        name: torch.tensor([words.index(getattr(c.shown, name)) for c in source.clips])
+        for name, words in vocabularies.items()
+    }
     for name in ("smoothness", "faithfulness"):
         labels[name] = torch.tensor([quality.index(rate_quality(getattr(c, name))) for c in source.clips])
 
@@ -179,8 +185,10 @@ def pretrain_vision(critic: Critic, source: RenderedExamples, steps: int, batch_
     _optimize([*tower.parameters(), *heads.parameters()], loss, steps, 2e-3, "vision tower")
 
 
-def train_language(critic: Critic, draw: Callable[[], list[Answered]], features: Features, steps: int, rate: float, label: str) -> None:
-    """Instruction tuning of the language model on clips already seen: mean negative log-probability of an answer token."""
+def train_language(
+    critic: Critic, draw: Callable[[], list[Answered]], features: Features, steps: int, rate: float, label: str
+) -> None:
+    """Tunes the language model on clips already seen: mean negative log-probability of an answer's token."""
 
     def loss() -> torch.Tensor:
         drawn = draw()
@@ -189,8 +197,11 @@ def train_language(critic: Critic, draw: Callable[[], list[Answered]], features:
         losses = []
         for part in filter(None, parts):
             answers = [item.answer for item in part]
-            logprobs = critic.logprobs([item.question for item in part], features, answers)
-            losses.append(-logprobs.sum() / critic.answer_lengths(answers).sum())
+            logits, labels, mask = critic.answer_logits([item.question for item in part], features, answers)
+            # The verdict, last but one before the end, is one token in fifty: it counts as several.
+            last = mask.int().cumsum(1) == mask.sum(1, keepdim=True) - 1
+            weight = mask[mask] + (VERDICT_WEIGHT - 1) * last[mask]
+            losses.append((F.cross_entropy(logits[mask], labels[mask], reduction="none") * weight).sum() / weight.sum())
         return torch.stack(losses).mean()
 
     critic.model.requires_grad_(False)
@@ -198,7 +209,9 @@ def train_language(critic: Critic, draw: Callable[[], list[Answered]], features:
     _optimize(list(critic.language_model.parameters()), loss, steps, rate, label)
 
 
-def _optimize(parameters: list[torch.nn.Parameter], loss: Callable[[], torch.Tensor], steps: int, rate: float, label: str) -> None:
+def _optimize(
+    parameters: list[torch.nn.Parameter], loss: Callable[[], torch.Tensor], steps: int, rate: float, label: str
+) -> None:
     """AdamW with warm-up and cosine decay."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -227,7 +240,9 @@ def train_reference(folder: Path, seed: int, vision_steps: int, steps: int, rest
         critic.save(temporary)
 
 
-def warm_start(reference: Path, folder: Path, seed_labels: Path, seed: int, steps: int, restore: Restore | None) -> None:
+def warm_start(
+    reference: Path, folder: Path, seed_labels: Path, seed: int, steps: int, restore: Restore | None
+) -> None:
     """Stage two: instruction tuning on the human seed labels, beside rendered clips so that nothing is forgotten."""
     torch.manual_seed(seed)
     critic = load_critic(reference)

@@ -14,7 +14,7 @@ _PROMPT = """
 """.split()  # noqa: SIM905
 _JUDGING = """
     prompt verdict rate which clip is has better overall semantic consistency motion smoothness video faithfulness
-    or tie wrong all matches shape colour size speed side count background no nothing and steady uneven jumpy clear
+    or tie ok wrong objects shape colour size speed side count background no nothing and steady uneven jumpy clear
     blurred broken object
 """.split()  # noqa: SIM905
 _MARKS = list(".,:;?!()-")
