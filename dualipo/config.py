@@ -72,7 +72,7 @@ class Label(Section):
 
 
 class CheckLabels(Section):
-    min_kept: PositiveInt = 50
+    min_kept: PositiveInt = 20
     """Pseudo-labels that must be left, of each kind."""
     max_verdict_kl: Positive = 0.5
     """Bound on KL(pseudo-labels' verdict shares || human seed labels' shares), in nats, each question apart."""

@@ -60,7 +60,19 @@ def step_with(body, **fields) -> Step:
 
 def in_another_process(folder, call=0, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, str(PROGRAM), str(folder), str(call)]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+
+    def as_from_a_terminal() -> None:
+        # A shell's background jobs ignore Ctrl-C, and what they start inherits that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.run(
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=as_from_a_terminal,
+    )
 
 
 # ---- skipping

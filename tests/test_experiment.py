@@ -168,7 +168,7 @@ def test_dvc_repro_makes_the_same_bytes_and_then_nothing(smoke, new_folder, warm
 # ---- killed in the middle
 
 KILLS = {
-    "start": (3, "sampling-00000.jsonl.partial"),
+    "start": (3, "clips-00000.tar"),
     "prompts": (2, None),
     "generate": (3, "clips-00000.tar"),
     "label": (2, "labelling-00000.jsonl"),

@@ -91,8 +91,12 @@ class Generator(ABC):
         return 8.0
 
     def save(self, folder: str | Path) -> None:
-        """A folder that plain diffusers loads; safetensors only."""
+        """A folder that plain diffusers loads; safetensors only, and equal bytes wherever the model was loaded from."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+        for path in [Path(folder) / "model_index.json", *Path(folder).glob("*/*config.json")]:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_generator(folder: str | Path) -> Generator:
