@@ -14,7 +14,7 @@ demo: .venv/.installed data
 		echo "The run took $$((taken / 60)) min $$((taken % 60)) s. The report: $(CURDIR)/report/index.html"
 
 test: .venv/.installed-test data browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The remote lies in the repository: no network. A folder without data.dvc has its data already, or brings its own.
 data: .venv/.installed

@@ -1,7 +1,8 @@
 """Draws the README's two pictures from finished runs: `python benchmarks/figures.py benchmarks/out/seed-*`.
 
 docs/images/before_after.png: base and final clips of the first run, same prompts and seeds, spread evenly over the
-benchmark. docs/images/score_over_rounds.png: the champion's total after each round, one line a run, 95 percent intervals.
+benchmark. docs/images/score_over_rounds.png: the champion's total after each round, one line a run, with 95 percent
+intervals.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def score_over_rounds(runs: list[Path]) -> None:
         rounds = rounds_of(run)
         totals = [read_json(path / "scores.json")["total"] for path in rounds]
         means = [total["mean"] for total in totals]
-        errors = [[m - t["low"] for m, t in zip(means, totals)], [t["high"] - m for m, t in zip(means, totals)]]
+        errors = [
+            [total["mean"] - total["low"] for total in totals],
+            [total["high"] - total["mean"] for total in totals],
+        ]
         places = [i + 0.06 * (offset - (len(runs) - 1) / 2) for i in range(len(rounds))]
         axes.errorbar(places, means, errors, marker="o", capsize=3, label=run.name.replace("-", " "))
         axes.set_xticks(range(len(rounds)), [f"round {p.name}" if p.name != "base" else "base" for p in rounds])
