@@ -133,9 +133,6 @@ class RenderedExamples:
                 ]
         self.clips = made
 
-    def names(self, prompt: int) -> tuple[str, str]:
-        return f"{2 * prompt}", f"{2 * prompt + 1}"
-
     def draw(self, ratings: int, choices: int) -> list[Answered]:
         """Random questions on clips named by their place in `clips`."""
         drawn = []
