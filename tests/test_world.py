@@ -314,9 +314,10 @@ def test_without_noise_the_better_clip_is_chosen_and_close_ones_tie(monkeypatch)
     best, worse = looks(0.9, 0.9), looks(0.9, 0.9, missed=("size",))
     assert verdicts(best, worse) == {("x", "y", "overall", "a")}, "0.15 apart"
     assert verdicts(worse, best) == {("x", "y", "overall", "b")}
-    assert verdicts(best, looks(0.9, 0.6)) == {("x", "y", "overall", "tie")}, "0.075 apart"
-    assert verdicts(best, looks(0.9, 0.56)) == {("x", "y", "overall", "a")}, "0.085 apart"
-    assert annotators.overall({"a": False, "b": False, "c": True}, 0.8, 0.4) == pytest.approx(0.5 * 0.4 + 0.2 + 0.1)
+    assert verdicts(best, looks(0.9, 0.75)) == {("x", "y", "overall", "tie")}, "both look good"
+    assert verdicts(best, looks(0.9, 0.6)) == {("x", "y", "overall", "a")}, "good against normal, 0.125 apart"
+    assert verdicts(worse, looks(0.9, 0.6)) == {("x", "y", "overall", "tie")}, "as bad in different ways, 0.025 apart"
+    assert annotators.overall({"a": False, "b": False, "c": True}, 0.8, 0.5) == pytest.approx(0.5 * 0.4 + 0.25 + 0.125)
     assert annotators.overall(dict.fromkeys("abcde", False), 0, 0) == 0
 
 

@@ -19,8 +19,9 @@ SLIP = 0.05
 BLUR = 0.04
 """Standard deviation of an annotator's impression of a quality, of 1."""
 TIE = 0.08
-"""Difference of two clips' overall impressions, of 1, below which an annotator calls a tie."""
+"""Difference of how good two clips are, of 1, below which an annotator calls a tie."""
 _GOOD, _BAD = 0.72, 0.45
+_WORTH = {"good": 1.0, "normal": 0.5, "bad": 0.0}
 _NEIGHBOURS = {"good": ["normal"], "normal": ["good", "bad"], "bad": ["normal"]}
 
 
@@ -55,10 +56,12 @@ def rate_quality(value: float) -> str:
 def overall(holds: dict[str, bool], smoothness: float, faithfulness: float) -> float:
     """How good a clip is to an annotator, in [0, 1]: what it shows counts half, how it moves and looks a quarter each.
 
-    Every wrong attribute costs 0.3 of the half, down to nothing.
+    Every wrong attribute costs 0.3 of the half, down to nothing. Motion and look count as good, normal or bad, as the
+    annotator notes them down, so that a choice follows from its reason.
     """
     wrong = len(holds) - sum(holds.values())
-    return 0.5 * max(0.0, 1 - 0.3 * wrong) + 0.25 * smoothness + 0.25 * faithfulness
+    worth = _WORTH[rate_quality(smoothness)] + _WORTH[rate_quality(faithfulness)]
+    return 0.5 * max(0.0, 1 - 0.3 * wrong) + 0.25 * worth
 
 
 def choose(first: float, second: float) -> str:

@@ -24,13 +24,14 @@ def _folder(command: click.Command) -> click.Command:
 @world.command()
 @_folder
 @click.option("--vae-steps", default=1300, show_default=True)
-@click.option("--steps", default=2200, show_default=True)
-def generator(data: Path, seed: int, vae_steps: int, steps: int) -> None:
+@click.option("--steps", default=7000, show_default=True, help="Steps of the transformer.")
+@click.option("--vae", type=click.Path(path_type=Path), help="Use the VAE of this folder instead of training one.")
+def generator(data: Path, seed: int, vae_steps: int, steps: int, vae: Path | None) -> None:
     """Train the base CogVideoX: VAE, text encoder and transformer."""
     from dualipo.world.train_generator import train_generator
 
     prepare_torch()
-    train_generator(data / "generator", seed, vae_steps, steps)
+    train_generator(data / "generator", seed, vae_steps, steps, vae=vae)
 
 
 @world.command()
@@ -45,9 +46,9 @@ def labels(data: Path, seed: int) -> None:
 
 @world.command()
 @_folder
-@click.option("--vision-steps", default=450, show_default=True, help="Steps of the vision tower.")
-@click.option("--steps", default=2000, show_default=True, help="Steps on rendered clips.")
-@click.option("--human-steps", default=300, show_default=True, help="Steps on the human seed labels.")
+@click.option("--vision-steps", default=900, show_default=True, help="Steps of the vision tower.")
+@click.option("--steps", default=2500, show_default=True, help="Steps on rendered clips.")
+@click.option("--human-steps", default=400, show_default=True, help="Steps on the human seed labels.")
 def critic(data: Path, seed: int, vision_steps: int, steps: int, human_steps: int) -> None:
     """Train the base critic: rendered clips first, then the human seed labels."""
     from dualipo.generator.base import load_generator

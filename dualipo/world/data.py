@@ -23,7 +23,7 @@ from dualipo.world.annotators import annotate_clip, annotate_pair
 from dualipo.world.oracle import judge
 from dualipo.world.scene import FPS, Scene, render
 
-SEED_PROMPTS, TEST_PROMPTS, BENCHMARK_PROMPTS, REAL_CLIPS = 64, 32, 60, 160
+SEED_PROMPTS, TEST_PROMPTS, BENCHMARK_PROMPTS, REAL_CLIPS = 128, 40, 60, 160
 CLIPS_A_PROMPT, PAIRS_A_PROMPT = 8, 9
 STEPS, GUIDANCE = 12, 2.0
 

@@ -7,18 +7,16 @@ seed labels with their reasons, loss on the answer's tokens only (Dual-IPO 4.1).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from dualipo.artifacts import atomic
-from dualipo.critic.base import Critic, Features, load_critic
+from dualipo.critic.base import Critic, load_critic
 from dualipo.critic.data import read_human
 from dualipo.critic.questions import Answered, Question, swapped_verdict
 from dualipo.critic.qwen2vl import Qwen2VL
@@ -26,6 +24,7 @@ from dualipo.media.video import decode_clip
 from dualipo.world.annotators import choice_reason, choose, overall, rate_quality, rate_semantic, rating_reasons
 from dualipo.world.captions import mistaken, random_captions
 from dualipo.world.corrupt import Fault, random_fault, render_with_faults
+from dualipo.world.optimizing import optimize
 from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, RELATIONS, SHAPES, SPEEDS, Scene
 from dualipo.world.words import word_tokenizer
 
@@ -172,29 +171,38 @@ def pretrain_vision(critic: Critic, source: RenderedExamples, steps: int, batch_
     for name in ("smoothness", "faithfulness"):
         labels[name] = torch.tensor([quality.index(rate_quality(getattr(c, name))) for c in source.clips])
 
-    def loss() -> torch.Tensor:
+    def loss(step: int) -> torch.Tensor:
         rows = source.rng.integers(len(source.clips), size=batch_size)
         seen = critic.see_batch(np.stack([source.clips[i].clip for i in rows]))
         flat = torch.stack([item.tokens.flatten() for item in seen])
         return torch.stack([F.cross_entropy(head(flat), labels[name][rows]) for name, head in heads.items()]).mean()
 
     tower.train().requires_grad_(True)
-    _optimize([*tower.parameters(), *heads.parameters()], loss, steps, 2e-3, "vision tower")
+    optimize([*tower.parameters(), *heads.parameters()], loss, steps, 2e-3, "vision tower")
 
 
-def train_language(
-    critic: Critic, draw: Callable[[], list[Answered]], features: Features, steps: int, rate: float, label: str
+def train_answers(
+    critic: Critic,
+    draw: Callable[[], list[Answered]],
+    clips: Mapping[str, np.ndarray],
+    steps: int,
+    rate: float,
+    label: str,
+    vision: bool,
 ) -> None:
-    """Tunes the language model on clips already seen: mean negative log-probability of an answer's token."""
+    """Tunes the language model, with `vision` the whole critic: mean negative log-probability of an answer's token."""
+    features = {} if vision else critic.see(clips)
 
-    def loss() -> torch.Tensor:
+    def loss(step: int) -> torch.Tensor:
         drawn = draw()
         # Ratings and choices differ in length: apart, neither is padded to the other's.
         parts = [[a for a in drawn if a.question.kind == kind] for kind in ("rating", "choice")]
+        names = list(dict.fromkeys(name for item in drawn for name in item.question.clips))
+        seen = features or dict(zip(names, critic.see_batch(np.stack([clips[name] for name in names])), strict=True))
         losses = []
         for part in filter(None, parts):
             answers = [item.answer for item in part]
-            logits, labels, mask = critic.answer_logits([item.question for item in part], features, answers)
+            logits, labels, mask = critic.answer_logits([item.question for item in part], seen, answers)
             # The verdict, last but one before the end, is one token in fifty: it counts as several.
             last = mask.int().cumsum(1) == mask.sum(1, keepdim=True) - 1
             weight = mask[mask] + (VERDICT_WEIGHT - 1) * last[mask]
@@ -202,26 +210,10 @@ def train_language(
         return torch.stack(losses).mean()
 
     critic.model.requires_grad_(False)
-    critic.language_model.train().requires_grad_(True)
-    _optimize(list(critic.language_model.parameters()), loss, steps, rate, label)
-
-
-def _optimize(
-    parameters: list[torch.nn.Parameter], loss: Callable[[], torch.Tensor], steps: int, rate: float, label: str
-) -> None:
-    """AdamW with warm-up and cosine decay."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 50, 0.5 * (1 + math.cos(math.pi * s / steps)) + 0.02)
-    )
-    for _ in (bar := tqdm(range(steps), desc=label)):
-        value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{value.item():.3f}")
+    trained = critic.model if vision else critic.language_model
+    trained.train().requires_grad_(True)
+    optimize(trained.parameters(), loss, steps, rate, label)
+    critic.model.eval()
 
 
 def train_reference(folder: Path, seed: int, vision_steps: int, steps: int, restore: Restore | None) -> None:
@@ -231,8 +223,8 @@ def train_reference(folder: Path, seed: int, vision_steps: int, steps: int, rest
     source = RenderedExamples(seed, 4000, restore)
     pretrain_vision(critic, source, vision_steps)
     critic.model.eval()
-    features = critic.see({f"{i}": item.clip for i, item in enumerate(source.clips)})
-    train_language(critic, lambda: source.draw(32, 10), features, steps, 1.5e-3, "critic, rendered clips")
+    clips = {f"{i}": item.clip for i, item in enumerate(source.clips)}
+    train_answers(critic, lambda: source.draw(28, 14), clips, steps, 1.5e-3, "critic, rendered clips", vision=False)
     with atomic(folder) as temporary:
         critic.save(temporary)
 
@@ -246,17 +238,17 @@ def warm_start(
     source = RenderedExamples(seed + 1, 600, restore)
     human = read_human(seed_labels)
     clips = {name: decode_clip(seed_labels / name) for name in {clip for a in human for clip in a.question.clips}}
-    features = critic.see({**{f"{i}": item.clip for i, item in enumerate(source.clips)}, **clips})
+    clips |= {f"{i}": item.clip for i, item in enumerate(source.clips)}
     by_kind = [[a for a in human if a.question.kind == kind] for kind in ("rating", "choice")]
     rng = np.random.default_rng(seed)
 
     def draw() -> list[Answered]:
         chosen = []
-        for own, count in zip(by_kind, (24, 10), strict=True):
+        for own, count in zip(by_kind, (20, 12), strict=True):
             chosen += [_turned(own[i], rng) for i in rng.integers(len(own), size=count)]
-        return [*chosen, *source.draw(8, 3)]
+        return [*chosen, *source.draw(4, 3)]
 
-    train_language(critic, draw, features, steps, 5e-4, "critic, human seed labels")
+    train_answers(critic, draw, clips, steps, 5e-4, "critic, human seed labels", vision=True)
     with atomic(folder) as temporary:
         critic.save(temporary)
 

@@ -7,7 +7,6 @@ something real to do.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,16 @@ from dualipo.artifacts import atomic
 from dualipo.generator.cogvideox import CogVideoX
 from dualipo.world.captions import mistaken, random_captions
 from dualipo.world.corrupt import random_fault, render_with_faults
-from dualipo.world.scene import FRAMES, SIZE
+from dualipo.world.optimizing import optimize
+from dualipo.world.scene import FRAMES, SIZE, Scene
 from dualipo.world.words import word_tokenizer
 
 WIDTH, TEXT_LENGTH, CHANNELS = 128, 24, 12
+CAPTIONS = 12000
 WRONG_CAPTIONS, FAULTY_CLIPS = 0.04, 0.06
 
 
-def web_clip(text: str, scene: Any, rng: np.random.Generator) -> np.ndarray:
+def web_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """A clip as it might be found for a caption: mostly right, sometimes wrong or faulty."""
     if rng.random() < WRONG_CAPTIONS:
         scene = mistaken(scene, rng)
@@ -36,22 +37,43 @@ def web_clip(text: str, scene: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def train_generator(
-    folder: Path, seed: int = 0, vae_steps: int = 1300, steps: int = 2200, batch_size: int = 32
+    folder: Path, seed: int = 0, vae_steps: int = 1300, steps: int = 7000, batch_size: int = 32, vae: Path | None = None
 ) -> None:
-    """Trains and saves a base generator as a diffusers folder. Deterministic from the seed on one machine."""
+    """Trains and saves a base generator as a diffusers folder. Deterministic from the seed on one machine.
+
+    `vae`: a trained VAE's folder to use instead of training one.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    captions = random_captions(8000, seed)
-    clips = np.stack([web_clip(text, scene, rng) for text, scene in tqdm(captions, desc="rendering")])
-    sharp = np.stack([render_with_faults(scene, [], i) for i, (_, scene) in enumerate(captions)])
-    vae = _train_vae(sharp, vae_steps, rng)
-    generator = _build(vae)
-    latents = torch.cat([generator.encode_clips(clips[i : i + 64]) for i in range(0, len(clips), 64)])
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    latents = latents * vae.config.scaling_factor
-    _train_denoiser(generator, latents, [text for text, _ in captions], steps, batch_size, rng, seed)
+    captions = random_captions(CAPTIONS, seed)
+    texts = [text for text, _ in captions]
+    sharp = np.stack(
+        [render_with_faults(scene, [], i) for i, (_, scene) in enumerate(tqdm(captions, desc="rendering"))]
+    )
+    codec = _load_vae(vae) if vae else _train_vae(sharp, vae_steps, rng)
+    generator = _build(codec)
+    clean = _encode(generator, sharp)
+    if vae is None:
+        codec.register_to_config(scaling_factor=float(1 / clean.std()))
+        clean = clean * codec.config.scaling_factor
+    found = _encode(generator, np.stack([web_clip(scene, rng) for _, scene in tqdm(captions, desc="rendering")]))
+    alone = np.flatnonzero([scene.shape2 is None for _, scene in captions])
+    # Easy clips first: on the whole mixture from the start, shapes and directions are hardly learnt in this time.
+    lessons = [(clean, alone)] * (steps * 2 // 5) + [(found, np.arange(len(captions)))] * (steps - steps * 2 // 5)
+    _train_denoiser(generator, lessons, texts, batch_size, rng, seed)
     with atomic(folder) as temporary:
         generator.save(temporary)
+
+
+def _encode(generator: CogVideoX, clips: np.ndarray) -> torch.Tensor:
+    parts = tqdm(range(0, len(clips), 64), desc="encoding")
+    return torch.cat([generator.encode_clips(clips[i : i + 64]) for i in parts])
+
+
+def _load_vae(folder: Path) -> Any:
+    from diffusers import AutoencoderKLCogVideoX
+
+    return AutoencoderKLCogVideoX.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
 
 
 def _build(vae: Any) -> CogVideoX:
@@ -107,67 +129,47 @@ def _train_vae(clips: np.ndarray, steps: int, rng: np.random.Generator, batch_si
         sample_width=SIZE,
         scaling_factor=1.0,
     )
-    rate = 2.5e-3
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 20, 0.5 * (1 + math.cos(math.pi * s / steps)) + 0.02)
-    )
-    for _ in (bar := tqdm(range(steps), desc="VAE")):
+
+    def loss(step: int) -> torch.Tensor:
         pixels = torch.from_numpy(clips[rng.integers(len(clips), size=batch_size)]).permute(0, 4, 1, 2, 3) / 127.5 - 1
         latents = vae.encode(pixels).latent_dist.mean
         decoded = vae.decode(latents + 0.03 * torch.randn_like(latents)).sample
         # Objects cover little of a frame: unweighted, the codec would long be content with empty backgrounds.
         object_ = (pixels - pixels[:, :, :, :1, :1]).abs().amax(1, keepdim=True) > 0.15
         error = (decoded - pixels).abs() + 2 * (decoded - pixels).square()
-        loss = ((1 + 6 * object_) * error).mean() + 1e-4 * latents.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        return ((1 + 6 * object_) * error).mean() + 1e-4 * latents.square().mean()
+
+    optimize(vae.parameters(), loss, steps, 2.5e-3, "VAE", weight_decay=0.0, betas=(0.9, 0.99))
     return vae.eval().requires_grad_(False)
 
 
 def _train_denoiser(
     generator: CogVideoX,
-    latents: torch.Tensor,
+    lessons: list[tuple[torch.Tensor, np.ndarray]],
     texts: list[str],
-    steps: int,
     batch_size: int,
     rng: np.random.Generator,
     seed: int,
 ) -> None:
+    """One entry of `lessons` a step: latents (texts, ...) and the rows of them to draw from."""
     denoiser, text_encoder = generator.denoiser, generator.pipeline.text_encoder
     tokens = generator.pipeline.tokenizer(
         [*texts, ""], padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
-    parameters = [*denoiser.parameters(), *text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 100, 0.5 * (1 + math.cos(math.pi * s / steps)) + 0.02)
-    )
     noise_source = torch.Generator().manual_seed(seed)
-    average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
-    denoiser.train()
-    for step in (bar := tqdm(range(steps), desc="CogVideoX")):
-        rows = torch.from_numpy(rng.integers(len(latents), size=batch_size))
+
+    def loss(step: int) -> torch.Tensor:
+        latents, among = lessons[step]
+        rows = torch.from_numpy(rng.choice(among, batch_size))
         clean = latents[rows]
-        rows = torch.where(torch.from_numpy(rng.random(batch_size) < 0.1), len(latents), rows)
+        rows = torch.where(torch.from_numpy(rng.random(batch_size) < 0.1), len(texts), rows)
         text = text_encoder(tokens[rows])[0]
         noise = torch.randn(clean.shape, generator=noise_source)
         levels = generator.draw_levels(batch_size, noise_source)
         prediction = generator.predict(generator.noised(clean, noise, levels), levels, text)
-        loss = F.mse_loss(prediction, generator.target(clean, noise, levels))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        decay = min(0.995, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, parameter in denoiser.named_parameters():
-                average[name].lerp_(parameter, 1 - decay)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    denoiser.load_state_dict(average, strict=False)
+        return F.mse_loss(prediction, generator.target(clean, noise, levels))
+
+    denoiser.train()
+    parameters = [*denoiser.parameters(), *text_encoder.parameters()]
+    optimize(parameters, loss, len(lessons), 1.5e-3, "CogVideoX", weight_decay=0.01, average=denoiser)
     denoiser.eval()
