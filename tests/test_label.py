@@ -233,24 +233,29 @@ def test_only_verdicts_that_survive_the_swap_are_kept(run_label):
 
 
 def rewarding(question: Question, text: str) -> float:
-    """Some reward per topic and clip; ratings of motion stand 50 nats above the others."""
+    """Some reward per topic, verdict and clip; ratings of motion stand 50 nats above the others, bad ones 20 below."""
     base = {"semantic": -3.0, "motion": 50.0, "faithfulness": 0.0, "overall": 5.0}[question.dimension]
+    base -= 20.0 * text.endswith("bad")
     return base + [-1.0, 0.25, 0.5, 4.0][number(question.clips[0])] + (0.125 if question.clips[0][1] == "1" else 0)
 
 
-def test_kept_are_exactly_the_rewards_above_their_topics_mean(run_label):
+def test_kept_are_exactly_the_rewards_above_the_mean_of_their_topic_and_verdict(run_label):
     judge = Scripted(higher_is_better, lambda q, text: rewarding(q, text) - 7.0)
     reference = Scripted(higher_is_better, lambda q, text: -7.0)
     ratings, choices, summary = run_label(judge, reference)
-    for dimension in (*DIMENSIONS, "overall"):
-        rows = [row for row in (*ratings, *choices) if row.dimension == dimension]
-        clips = [row.clip if isinstance(row, PseudoRating) else row.clip_a for row in rows]
-        rewards = [rewarding(Question(dimension, "", (clip,)), "") for clip in clips]
+    rows = [*ratings, *choices]
+    found: dict[tuple[str, str], list] = {}
+    for row in rows:
+        found.setdefault((row.dimension, row.verdict), []).append(row)
+    assert len(found) > 6
+    for (dimension, verdict), group in found.items():
+        clips = [row.clip if isinstance(row, PseudoRating) else row.clip_a for row in group]
+        rewards = [rewarding(Question(dimension, "", (clip,)), f"Verdict: {verdict}") for clip in clips]
         mean = sum(rewards) / len(rewards)
-        assert [row.kept for row in rows] == [reward > mean for reward in rewards]
+        assert [row.kept for row in group] == [reward > mean for reward in rewards]
         expected = [1 / (1 + math.exp(-0.7 * (reward - mean))) for reward in rewards]
-        assert [row.certainty for row in rows] == pytest.approx(expected, rel=1e-5)
-        assert 0 < sum(row.kept for row in rows) < len(rows)
+        assert [row.certainty for row in group] == pytest.approx(expected, rel=1e-5)
+    assert {row.verdict for row in ratings if row.kept} == {"good", "normal", "bad"}, "no verdict is filtered away"
     assert summary["kept_share"] == pytest.approx((summary["kept_ratings"] + summary["kept_choices"]) / 36)
 
 

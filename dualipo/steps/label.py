@@ -26,7 +26,8 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
 
     A rating is kept where its certainty passes; a choice also needs the same verdict in both orders (IPO 4.3). Our
     reading of the certainty's models: pi is the critic that labels, ref the critic before any human label; Q is the
-    mean reward over the questions of one topic, so that long and short answers are not compared.
+    mean reward over the answers of one topic and verdict, so that the filter neither compares long answers with short
+    ones nor keeps the verdicts alone that training made more likely.
     """
     from dualipo.critic.base import load_critic
     from dualipo.media.store import ClipStore
@@ -149,17 +150,20 @@ def _certainties(rows: list[dict[str, Any]], section: Label) -> list[float | Non
 
     from dualipo.critic.certainty import certainty
 
-    topics: dict[tuple[str, str], list[float]] = {}
+    def group(row: dict[str, Any]) -> tuple[str, str, str]:
+        return row["kind"], row["dimension"], row["verdict"]
+
+    groups: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         if row["reward"] is not None:
-            topics.setdefault((row["kind"], row["dimension"]), []).append(row["reward"])
-    mean = {topic: float(np.mean(rewards)) for topic, rewards in topics.items()}
+            groups.setdefault(group(row), []).append(row["reward"])
+    mean = {key: float(np.mean(rewards)) for key, rewards in groups.items()}
 
     def of(row: dict[str, Any]) -> float | None:
         if row["reward"] is None:
             return None
         reward = torch.tensor([row["reward"]], dtype=torch.float64)
-        value = certainty(reward, mean[row["kind"], row["dimension"]], section.certainty_beta).item()
+        value = certainty(reward, mean[group(row)], section.certainty_beta).item()
         return min(max(value, 1e-9), 1 - 1e-9)
 
     return [of(row) for row in rows]
