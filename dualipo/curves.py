@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dualipo.artifacts import atomic
 
-Series = Mapping[str, Sequence[tuple[int, float]]]
+Series = dict[str, list[tuple[int, float]]]
+"""(step, value) points by name."""
 
 
 def write_curves(path: Path, series: Series) -> None:

@@ -20,6 +20,7 @@ from dualipo.critic.base import Critic, load_critic
 from dualipo.critic.data import PathPair, TrainingSet
 from dualipo.critic.frames import pad_to_multiple, sample_frames
 from dualipo.critic.questions import Question, answer, human_answers, swapped_verdict
+from dualipo.curves import Series
 from dualipo.errors import UserError
 from dualipo.media.video import encode_clip
 from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating, write_rows
@@ -30,12 +31,12 @@ torch.set_num_threads(1)
 CLIPS = {"x": noise_clip(1), "y": noise_clip(2), "long": noise_clip(3, frames=13)}
 """20, 20 and 28 tokens."""
 RATING = Question("motion", "a small red circle moving left slowly on a black background", ("x",))
-CHOICE = Question("overall", "a cross", ("y", "x"))
+CHOICE = Question("overall", "a pillar", ("y", "x"))
 MIXED = [
     RATING,
     CHOICE,
-    Question("semantic", "a cross", ("long",)),
-    Question("overall", "a blue square", ("long", "y")),
+    Question("semantic", "a pillar", ("long",)),
+    Question("overall", "a blue bar", ("long", "y")),
 ]
 ANSWERS = ["motion steady . Verdict: good", "a: wrong b: all matches Verdict: b", "Verdict: bad", "tie"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -275,12 +276,12 @@ def test_at_most_16_frames_evenly_spread(total):
 
 def test_questions_in_words():
     assert RATING.text() == f"Prompt: {RATING.prompt}. Rate the motion smoothness: good, normal or bad?"
-    assert CHOICE.text() == "Prompt: a cross. Which clip is better overall: a, b or tie?"
-    better = Question("faithfulness", "a cross", ("x", "y"))
-    assert better.text() == "Prompt: a cross. Which clip has better video faithfulness: a, b or tie?"
+    assert CHOICE.text() == "Prompt: a pillar. Which clip is better overall: a, b or tie?"
+    better = Question("faithfulness", "a pillar", ("x", "y"))
+    assert better.text() == "Prompt: a pillar. Which clip has better video faithfulness: a, b or tie?"
     assert (RATING.kind, RATING.topic) == ("rating", "rating/motion")
     assert (CHOICE.kind, CHOICE.topic) == ("choice", "choice/overall")
-    assert CHOICE.swapped() == Question("overall", "a cross", ("x", "y"))
+    assert CHOICE.swapped() == Question("overall", "a pillar", ("x", "y"))
     assert [swapped_verdict(CHOICE, v) for v in ("a", "b", "tie")] == ["b", "a", "tie"]
     assert swapped_verdict(RATING, "good") == "good"
     assert answer(" all matches . ", "good") == "all matches . Verdict: good"
@@ -288,12 +289,12 @@ def test_questions_in_words():
 
 def rating(annotator: str, verdict: str, reason: str, clip: str = "x") -> HumanRating:
     return HumanRating(
-        clip=clip, prompt="a cross", annotator=annotator, dimension="motion", verdict=verdict, reason=reason
+        clip=clip, prompt="a pillar", annotator=annotator, dimension="motion", verdict=verdict, reason=reason
     )
 
 
 def choice(annotator: str, verdict: str, reason: str) -> HumanChoice:
-    return HumanChoice(clip_a="x", clip_b="y", prompt="a cross", annotator=annotator, verdict=verdict, reason=reason)
+    return HumanChoice(clip_a="x", clip_b="y", prompt="a pillar", annotator=annotator, verdict=verdict, reason=reason)
 
 
 def test_human_answers_take_the_majority_and_its_first_reason():
@@ -397,8 +398,8 @@ PAIRS = [
     PathPair(RATING, "motion steady . Verdict: good", "motion jumpy . Verdict: bad"),
     PathPair(CHOICE, "a: wrong b: clear Verdict: b", "Verdict: tie"),
 ]
-UNANIMOUS = (Question("overall", "a blue square", ("long", "y")), "all matches Verdict: a")
-HUMAN = (Question("semantic", "a cross", ("long",)), "shape wrong . Verdict: bad")
+UNANIMOUS = (Question("overall", "a blue bar", ("long", "y")), "all matches Verdict: a")
+HUMAN = (Question("semantic", "a pillar", ("long",)), "shape wrong . Verdict: bad")
 SECTION = TrainCritic(
     steps=3,
     batch_size=4,
@@ -415,7 +416,7 @@ def sets(critic: Critic, pairs: bool = True, unanimous: bool = True) -> tuple[Tr
     return TrainingSet(seen, [HUMAN]), TrainingSet(seen, [UNANIMOUS] * unanimous, PAIRS * pairs)
 
 
-def trained(folder: Path, work: Path, **changes) -> tuple[Critic, srpo.Series]:
+def trained(folder: Path, work: Path, **changes) -> tuple[Critic, Series]:
     critic = load_critic(folder)
     section = SECTION.model_copy(update=changes)
     return critic, srpo.train_srpo(critic, *sets(critic), section, work, seed=7)
@@ -548,7 +549,7 @@ def test_without_pairs_and_instruction_nothing_changes(critic_folder, tmp_path):
 
 
 def step_inputs(tmp_path: Path) -> dict[str, Path]:
-    store = write_clips(tmp_path / "candidates", {"p0": "a red circle", "p1": "a cross"}, each=2)
+    store = write_clips(tmp_path / "candidates", {"p0": "a red circle", "p1": "a pillar"}, each=2)
     seed = tmp_path / "seed"
     (seed / "clips").mkdir(parents=True)
     for name in ("x", "y"):
@@ -556,7 +557,7 @@ def step_inputs(tmp_path: Path) -> dict[str, Path]:
     rows = [rating(str(i), "good", "motion steady", "clips/x.mp4") for i in range(3)]
     write_rows(seed / "ratings.jsonl", rows)
     pair = HumanChoice(
-        clip_a="clips/x.mp4", clip_b="clips/y.mp4", prompt="a cross", annotator="1", verdict="a", reason="b: wrong"
+        clip_a="clips/x.mp4", clip_b="clips/y.mp4", prompt="a pillar", annotator="1", verdict="a", reason="b: wrong"
     )
     write_rows(seed / "choices.jsonl", [pair])
     common = {"prompt_id": "p0", "prompt": "a red circle", "certainty": 0.6, "votes": {}}

@@ -23,7 +23,7 @@ from dualipo.media.video import decode_clip, encode_clip
 from dualipo.records import Prompt
 
 torch.set_num_threads(1)
-TEXTS = ["a small red circle moving left slowly on a black background", "a blue cross staying still"]
+TEXTS = ["a small red circle moving left slowly on a black background", "a blue pillar staying still"]
 HOW = SimpleNamespace(steps=2, guidance=2.0, batch_size=4)
 
 

@@ -37,7 +37,7 @@ from dualipo.steps.label import label
 from dualipo.steps.prefer import prefer
 
 torch.set_num_threads(1)
-PROMPTS = {"p0": "a red circle", "p1": "a cross"}
+PROMPTS = {"p0": "a red circle", "p1": "a pillar"}
 K = 4
 Verdicts = list[str]
 
@@ -383,7 +383,7 @@ def test_top_and_bottom_make_the_pair_and_the_middle_is_dropped(run_prefer):
     pairs, clips, numbers, summary = run_prefer(judge)
     assert [(p.prompt_id, p.prompt, p.winner, p.loser) for p in pairs] == [
         ("p0", "a red circle", "p0-1", "p0-3"),
-        ("p1", "a cross", "p1-1", "p1-2"),
+        ("p1", "a pillar", "p1-1", "p1-2"),
     ]
     for pair in pairs:
         assert pair.winner_score == pytest.approx(EXPECTED[pair.winner])
@@ -515,10 +515,11 @@ def test_agreement_counts_by_hand(tmp_path, monkeypatch):
 
 def test_a_test_set_without_pairs_is_refused(tmp_path, monkeypatch):
     (tmp_path / "0.mp4").write_bytes(encode_clip(flat_clip(0)))
-    row = HumanRating(clip="0.mp4", prompt="a cross", annotator="1", dimension="motion", verdict="good", reason="so")
+    row = HumanRating(clip="0.mp4", prompt="a pillar", annotator="1", dimension="motion", verdict="good", reason="so")
     write_rows(tmp_path / "ratings.jsonl", [row])
     split = [
-        HumanChoice(clip_a="0.mp4", clip_b="0.mp4", prompt="a cross", annotator=v, verdict=v, reason="so") for v in "ab"
+        HumanChoice(clip_a="0.mp4", clip_b="0.mp4", prompt="a pillar", annotator=v, verdict=v, reason="so")
+        for v in "ab"
     ]
     write_rows(tmp_path / "choices.jsonl", split)
     monkeypatch.setattr(agreement_module, "load_critic", lambda path: Scripted(lambda q: ["good"] * K))

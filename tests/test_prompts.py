@@ -24,7 +24,7 @@ from dualipo.records import HumanChoice, HumanRating, Prompt, read_rows, write_r
 from dualipo.steps import Job
 from dualipo.steps.prompts import prompts as prompts_step
 
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "bar", "triangle", "pillar")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 SCENES = {"black": "dark", "grey": "mid", "white": "bright"}
 
@@ -95,7 +95,7 @@ def test_the_briefs_sentences():
     for text in (
         "a small red circle moving left slowly on a black background",
         "a small red circle staying still on a black background",
-        "a red circle to the left of a blue square moving up slowly on a black background",
+        "a red circle to the left of a blue bar moving up slowly on a black background",
     ):
         assert text in texts
 
@@ -385,8 +385,8 @@ def test_a_pool_streams(tmp_path):
 def test_audit_counts_what_is_there_and_not_what_was_meant():
     rows = [
         Prompt(id="1", text="x", categories={"scene": "dark"}, attributes={"shape": "circle"}),
-        Prompt(id="2", text="y", categories={"scene": "dark"}, attributes={"shape": "cross"}),
-        Prompt(id="3", text="y", categories={"scene": "fog"}, attributes={"shape": "cross"}),
+        Prompt(id="2", text="y", categories={"scene": "dark"}, attributes={"shape": "pillar"}),
+        Prompt(id="3", text="y", categories={"scene": "fog"}, attributes={"shape": "pillar"}),
         Prompt(id="4", text="z", categories={"scene": "mid"}),
     ]
     found = audit_prompts(rows, {"scene": {"dark": 0.25, "mid": 0.5, "bright": 0.25}}, {"r": 2})
@@ -397,7 +397,7 @@ def test_audit_counts_what_is_there_and_not_what_was_meant():
         "bright": {"share": 0.0, "target": 0.25},
         "fog": {"share": 0.25, "target": 0.0},
     }
-    assert found["max_error"] == 0.25 and found["factors"] == {"shape": {"circle": 1, "cross": 2}}
+    assert found["max_error"] == 0.25 and found["factors"] == {"shape": {"circle": 1, "pillar": 2}}
 
 
 def test_schedule_replaces_the_difficulty_of_its_round_only():

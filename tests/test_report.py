@@ -35,7 +35,7 @@ SEEDS = (11, 12)
 
 
 def make_clip(colour: str, motion: str, quality: float, seed: int) -> np.ndarray:
-    """uint8 (9, 32, 32, 3): a square that moves as told, noisier the lower the quality."""
+    """uint8 (9, 32, 32, 3): a bar that moves as told, noisier the lower the quality."""
     rng = np.random.default_rng(seed)
     frames = np.full((9, 32, 32, 3), 24.0)
     dx, dy = MOTIONS[motion]
@@ -55,7 +55,7 @@ def interval(values: list[float]) -> dict[str, float]:
 def prompts(count: int, salt: str = "") -> list[Prompt]:
     pairs = [(c, m) for c in COLOURS for m in MOTIONS]
     return [
-        Prompt(id=f"p{i:03}", text=f"a small {c} square moving {m} slowly on a black background{salt}", attributes={})
+        Prompt(id=f"p{i:03}", text=f"a small {c} bar moving {m} slowly on a black background{salt}", attributes={})
         for i, (c, m) in enumerate(pairs[:count])
     ]
 

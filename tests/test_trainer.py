@@ -343,7 +343,7 @@ def test_the_loss_falls_on_a_repeated_batch_and_the_reference_stays(
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("align")
-    store = write_clips(root / "candidates", {"p0": "a red circle", "p1": "a cross"}, each=3)
+    store = write_clips(root / "candidates", {"p0": "a red circle", "p1": "a pillar"}, each=3)
     (root / "real" / "clips").mkdir(parents=True)
     for name in ("u", "v"):
         (root / "real" / "clips" / f"{name}.mp4").write_bytes(encode_clip(store["p0-1"] // (2 if name == "u" else 3)))
@@ -351,11 +351,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     write_rows(root / "real" / "captions.jsonl", rows)
     pairs = [
         Preference(prompt_id=p, prompt=t, winner=w, loser=lost, winner_score=1, loser_score=0)
-        for p, t, w, lost in (("p0", "a red circle", "p0-2", "p0-0"), ("p1", "a cross", "p1-1", "p1-2"))
+        for p, t, w, lost in (("p0", "a red circle", "p0-2", "p0-0"), ("p1", "a pillar", "p1-1", "p1-2"))
     ]
     scored = [
         Desirability(clip=f"{p}-{k}", prompt_id=p, prompt=t, desirable=k != 1, score=0.5)
-        for p, t in (("p0", "a red circle"), ("p1", "a cross"))
+        for p, t in (("p0", "a red circle"), ("p1", "a pillar"))
         for k in range(3)
     ]
     for name, both in (("full", (pairs, scored)), ("empty", ([], []))):
@@ -379,7 +379,7 @@ def test_the_step_pairs_clips_with_their_texts(generator_folder, folders):
     dpo = _encode(model, "dpo", folders["full"], folders["candidates"], folders["real"])
     same(dpo.latents[dpo.winners], [latent(store[name]) for name in ("p0-2", "p1-1")])
     same(dpo.latents[dpo.losers], [latent(store[name]) for name in ("p0-0", "p1-2")])
-    same(dpo.text[dpo.pair_text], list(model.encode_text(["a red circle", "a cross"])))
+    same(dpo.text[dpo.pair_text], list(model.encode_text(["a red circle", "a pillar"])))
     same(dpo.latents[dpo.real], [latent(decode_clip(folders["real"] / "clips" / f"{n}.mp4")) for n in ("u", "v")])
     same(dpo.text[dpo.real_text], list(model.encode_text(["a u", "a v"])))
     assert dpo.desirable is None and len(dpo.latents) == 6, "dropped clips are not encoded"
@@ -433,6 +433,6 @@ def test_real_clips_of_another_size_are_refused(generator_folder, folders, tmp_p
     real = tmp_path / "real"
     (real / "clips").mkdir(parents=True)
     (real / "clips" / "wide.mp4").write_bytes(encode_clip(np.zeros((9, 32, 48, 3), np.uint8)))
-    write_rows(real / "captions.jsonl", [RealClip(clip="clips/wide.mp4", prompt="a cross")])
+    write_rows(real / "captions.jsonl", [RealClip(clip="clips/wide.mp4", prompt="a pillar")])
     with pytest.raises(UserError, match=r"real clips and candidates differ in frames or size .*; make them alike"):
         _encode(load_generator(generator_folder), "dpo", folders["full"], folders["candidates"], real)

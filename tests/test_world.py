@@ -35,9 +35,9 @@ from dualipo.world.words import word_tokenizer
 
 SCENES = [scene for _, scene in random_captions(240, 7)]
 SINGLE = Scene("circle", "red", "black", "right", size="small", speed="slowly")
-PAIR = Scene("circle", "red", "grey", "up", speed="slowly", shape2="square", colour2="blue", relation="left_of")
-STILL = Scene("cross", "cyan", "white", "still", size="large")
-AREAS = {"circle": np.pi, "square": 1.76**2, "triangle": 0.5 * 1.8 * (2 * 1.8 * 0.58), "cross": 2 * 2 * 0.72 - 0.72**2}
+PAIR = Scene("circle", "red", "grey", "up", speed="slowly", shape2="bar", colour2="blue", relation="left_of")
+STILL = Scene("pillar", "cyan", "white", "still", size="large")
+AREAS = {"circle": np.pi, "bar": 2.0, "triangle": 0.5 * 1.8 * (2 * 1.8 * 0.58), "pillar": 2.0}
 """Of a shape of radius 1."""
 
 
@@ -129,10 +129,10 @@ def test_a_mistaken_clip_is_reported_with_exactly_what_is_wrong():
 
 
 def test_what_is_seen_in_place_of_what_was_asked_is_named():
-    shown = replace(SINGLE, colour="green", shape="square", motion="still", speed=None, background="white")
+    shown = replace(SINGLE, colour="green", shape="bar", motion="still", speed=None, background="white")
     seen = judge(render(shown, 0), SINGLE).seen
     assert seen == {
-        "shape": "square",
+        "shape": "bar",
         "colour": "green",
         "background": "white",
         "motion": "still",

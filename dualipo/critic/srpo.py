@@ -15,10 +15,10 @@ from dualipo.critic.base import Critic
 from dualipo.critic.certainty import srpo_loss
 from dualipo.critic.data import PathPair, TrainingSet
 from dualipo.critic.questions import Question
+from dualipo.curves import Series
 from dualipo.steps import derive_seed
 from dualipo.training_state import load_state, save_state
 
-Series = dict[str, list[tuple[int, float]]]
 CHECKPOINT_EVERY = 20
 MEMORY = 0.9
 """Share of the old estimate of Q that is kept at each step."""
@@ -54,7 +54,7 @@ def train_srpo(
             mean_reward = MEMORY * mean_reward + (1 - MEMORY) * rewards
             logged |= {"srpo_loss": loss.item(), **found}
             logged["loss"] += loss.item()
-        if section.instruction_weight > 0:
+        if section.instruction_weight > 0 and (human.examples or pseudo.examples):
             loss = section.instruction_weight * _instruction_loss(critic, human, pseudo, section, rng)
             loss.backward()
             logged["instruction_loss"] = loss.item()
@@ -111,7 +111,8 @@ def _instruction_loss(
 ) -> torch.Tensor:
     """Mean negative log-probability of an answer token over human and unanimous pseudo-labelled examples."""
     total = section.instruction_batch_size
-    from_human = total if not pseudo.examples else round(total * section.seed_share)
+    share = section.seed_share if human.examples and pseudo.examples else float(bool(human.examples))
+    from_human = round(total * share)
     total_logprob: Any = 0.0
     tokens = 0
     for data, count in ((human, from_human), (pseudo, total - from_human)):

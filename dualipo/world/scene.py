@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 FRAMES, SIZE, FPS = 9, 32, 8.0
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "bar", "triangle", "pillar")
 COLOURS = {
     "red": (225, 45, 40),
     "green": (45, 190, 60),
@@ -20,7 +20,7 @@ COLOURS = {
 }
 BACKGROUNDS = {"black": (14, 14, 18), "grey": (118, 118, 118), "white": (242, 242, 242)}
 RADII = {"small": 5.0, "large": 7.5}
-"""Half the height of a shape, pixels."""
+"""Half the longer side of a shape, pixels."""
 SPEEDS = {"slowly": 1.0, "quickly": 2.0}
 """Pixels a frame."""
 DIRECTIONS = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -67,18 +67,15 @@ class Scene:
 
 
 def shape_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Whether points lie inside a shape of half-height `radius` centred at the origin; boolean, shape of x and y."""
+    """Whether points lie inside a shape of half-length `radius` centred at the origin; boolean, shape of x and y."""
     if shape == "circle":
         return x**2 + y**2 <= radius**2
-    if shape == "square":
-        half = 0.88 * radius
-        return (np.abs(x) <= half) & (np.abs(y) <= half)
+    if shape == "bar":
+        return (np.abs(x) <= radius) & (np.abs(y) <= 0.5 * radius)
+    if shape == "pillar":
+        return (np.abs(x) <= 0.5 * radius) & (np.abs(y) <= radius)
     if shape == "triangle":
         return (y <= 0.8 * radius) & (y >= -radius) & (np.abs(x) <= (y + radius) * 0.58)
-    if shape == "cross":
-        arm = 0.36 * radius
-        inside = np.maximum(np.abs(x), np.abs(y)) <= radius
-        return inside & ((np.abs(x) <= arm) | (np.abs(y) <= arm))
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 

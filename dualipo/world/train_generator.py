@@ -23,8 +23,8 @@ from dualipo.world.optimizing import optimize
 from dualipo.world.scene import FRAMES, SIZE, Scene
 from dualipo.world.words import word_tokenizer
 
-WIDTH, TEXT_LENGTH, CHANNELS = 128, 24, 12
-CAPTIONS = 12000
+WIDTH, TEXT_LENGTH, CHANNELS = 160, 20, 12
+CAPTIONS = 8000
 WRONG_CAPTIONS, FAULTY_CLIPS = 0.04, 0.06
 
 
@@ -83,15 +83,15 @@ def _build(vae: Any) -> CogVideoX:
     tokenizer = word_tokenizer(TEXT_LENGTH)
     text_encoder = T5EncoderModel(
         T5Config(
-            vocab_size=len(tokenizer), d_model=WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
+            vocab_size=len(tokenizer), d_model=WIDTH, d_kv=32, d_ff=320, num_layers=2, num_heads=4, dropout_rate=0.0
         )
     )
     transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=WIDTH // 4,
+        num_attention_heads=WIDTH // 32,
+        attention_head_dim=32,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        time_embed_dim=WIDTH,
+        time_embed_dim=128,
         text_embed_dim=WIDTH,
         num_layers=4,
         patch_size=2,
@@ -158,16 +158,17 @@ def _train_denoiser(
     ).input_ids
     noise_source = torch.Generator().manual_seed(seed)
 
+    @torch.autocast("cpu", torch.bfloat16)
     def loss(step: int) -> torch.Tensor:
         latents, among = lessons[step]
         rows = torch.from_numpy(rng.choice(among, batch_size))
         clean = latents[rows]
         rows = torch.where(torch.from_numpy(rng.random(batch_size) < 0.1), len(texts), rows)
-        text = text_encoder(tokens[rows])[0]
         noise = torch.randn(clean.shape, generator=noise_source)
         levels = generator.draw_levels(batch_size, noise_source)
+        text = text_encoder(tokens[rows])[0]
         prediction = generator.predict(generator.noised(clean, noise, levels), levels, text)
-        return F.mse_loss(prediction, generator.target(clean, noise, levels))
+        return F.mse_loss(prediction.float(), generator.target(clean, noise, levels))
 
     denoiser.train()
     parameters = [*denoiser.parameters(), *text_encoder.parameters()]
