@@ -16,7 +16,7 @@ from dualipo.media.video import decode_clip, encode_clip
 from dualipo.prompts import load_space, sample_prompts
 from dualipo.records import DIMENSIONS, HumanChoice, HumanRating, Prompt, RealClip, read_rows
 from dualipo.world import annotators, benchmark
-from dualipo.world.captions import mistaken, random_captions
+from dualipo.world.captions import mistaken, random_captions, sentence
 from dualipo.world.corrupt import LOOK_FAULTS, MOTION_FAULTS, Fault, random_fault, render_with_faults
 from dualipo.world.oracle import Judgement, judge, read
 from dualipo.world.scene import (
@@ -302,6 +302,16 @@ def test_without_noise_verdicts_follow_the_guideline(monkeypatch):
             assert row.reason.startswith(words[row.dimension][("good", "normal", "bad").index(row.verdict)])
 
 
+def test_every_caption_is_the_sentence_of_its_scene():
+    captions = random_captions(300, 5)
+    assert [sentence(scene) for _, scene in captions] == [text for text, _ in captions]
+    rng = np.random.default_rng(0)
+    for _, scene in captions:
+        assert sentence(mistaken(scene, rng, 2))
+    with pytest.raises(ValueError, match="no prompt of the small world"):
+        sentence(replace(SINGLE, shape="cube"))
+
+
 def test_without_noise_the_better_clip_is_chosen_and_close_ones_tie(monkeypatch):
     monkeypatch.setattr(annotators, "SLIP", 0.0)
     monkeypatch.setattr(annotators, "BLUR", 0.0)
@@ -312,12 +322,13 @@ def test_without_noise_the_better_clip_is_chosen_and_close_ones_tie(monkeypatch)
         return {(row.clip_a, row.clip_b, row.dimension, row.verdict) for row in rows}
 
     best, worse = looks(0.9, 0.9), looks(0.9, 0.9, missed=("size",))
-    assert verdicts(best, worse) == {("x", "y", "overall", "a")}, "0.15 apart"
+    assert verdicts(best, worse) == {("x", "y", "overall", "a")}, "0.21 apart"
     assert verdicts(worse, best) == {("x", "y", "overall", "b")}
     assert verdicts(best, looks(0.9, 0.75)) == {("x", "y", "overall", "tie")}, "both look good"
-    assert verdicts(best, looks(0.9, 0.6)) == {("x", "y", "overall", "a")}, "good against normal, 0.125 apart"
-    assert verdicts(worse, looks(0.9, 0.6)) == {("x", "y", "overall", "tie")}, "as bad in different ways, 0.025 apart"
-    assert annotators.overall({"a": False, "b": False, "c": True}, 0.8, 0.5) == pytest.approx(0.5 * 0.4 + 0.25 + 0.125)
+    assert verdicts(best, looks(0.9, 0.6)) == {("x", "y", "overall", "tie")}, "good against normal, 0.075 apart"
+    assert verdicts(best, looks(0.6, 0.6)) == {("x", "y", "overall", "a")}, "in both, 0.15 apart"
+    assert verdicts(worse, looks(0.4, 0.4)) == {("x", "y", "overall", "a")}, "0.09 apart"
+    assert annotators.overall({"a": False, "b": False, "c": True}, 0.8, 0.5) == pytest.approx(0.7 * 0.4 + 0.15 + 0.075)
     assert annotators.overall(dict.fromkeys("abcde", False), 0, 0) == 0
 
 

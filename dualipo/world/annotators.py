@@ -16,7 +16,7 @@ from dualipo.world.oracle import Judgement
 ANNOTATORS = ("ann", "ben", "cho")
 SLIP = 0.05
 """Chance that an annotator's verdict is a neighbouring one."""
-BLUR = 0.04
+BLUR = 0.03
 """Standard deviation of an annotator's impression of a quality, of 1."""
 TIE = 0.08
 """Difference of how good two clips are, of 1, below which an annotator calls a tie."""
@@ -54,14 +54,14 @@ def rate_quality(value: float) -> str:
 
 
 def overall(holds: dict[str, bool], smoothness: float, faithfulness: float) -> float:
-    """How good a clip is to an annotator, in [0, 1]: what it shows counts half, how it moves and looks a quarter each.
+    """How good a clip is to an annotator, in [0, 1]: what it shows counts 0.7, how it moves and looks 0.15 each.
 
-    Every wrong attribute costs 0.3 of the half, down to nothing. Motion and look count as good, normal or bad, as the
+    Every wrong attribute costs 0.3 of the 0.7, down to nothing. Motion and look count as good, normal or bad, as the
     annotator notes them down, so that a choice follows from its reason.
     """
     wrong = len(holds) - sum(holds.values())
     worth = _WORTH[rate_quality(smoothness)] + _WORTH[rate_quality(faithfulness)]
-    return 0.5 * max(0.0, 1 - 0.3 * wrong) + 0.25 * worth
+    return 0.7 * max(0.0, 1 - 0.3 * wrong) + 0.15 * worth
 
 
 def choose(first: float, second: float) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import lru_cache
 
 import numpy as np
 
 from dualipo.prompts.sampler import sample_prompts
-from dualipo.prompts.space import load_space
+from dualipo.prompts.space import Cell, load_space
 from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, RELATIONS, SHAPES, SPEEDS, Scene
 
 _CHOICES = {
@@ -27,6 +28,28 @@ def random_captions(count: int, seed: int) -> list[tuple[str, Scene]]:
     """(prompt, scene) pairs drawn from the small world's prompt space."""
     prompts = sample_prompts(load_space("small_world"), count, seed)
     return [(prompt.text, Scene.of(prompt.attributes)) for prompt in prompts]
+
+
+def sentence(scene: Scene) -> str:
+    """The prompt that asks for a scene; raises ValueError where the small world's prompt space has none."""
+    named = {key: value for key, value in asdict(scene).items() if value is not None}
+    for cell in _cells():
+        words = {
+            factor: {value.name: value for value in vocabulary}.get(named.get(factor, ""))
+            for factor, vocabulary in zip(cell.factors, cell.vocabularies, strict=True)
+        }
+        if words.keys() == named.keys() and all(words.values()):
+            parts = cell.template.parts()
+            said = [(text, words[name] if name else None, article) for text, name, article in parts]
+            return "".join(
+                text + ((word.with_article if article else word.text) if word else "") for text, word, article in said
+            )
+    raise ValueError(f"no prompt of the small world asks for {scene}")
+
+
+@lru_cache(maxsize=1)
+def _cells() -> tuple[Cell, ...]:
+    return tuple(load_space("small_world").cells())
 
 
 def mistaken(scene: Scene, rng: np.random.Generator, count: int = 1) -> Scene:

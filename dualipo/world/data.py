@@ -20,12 +20,16 @@ from dualipo.prompts import load_space, sample_prompts
 from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, Record, write_rows
 from dualipo.steps import derive_seed
 from dualipo.world.annotators import annotate_clip, annotate_pair
+from dualipo.world.captions import mistaken, sentence
 from dualipo.world.oracle import judge
 from dualipo.world.scene import FPS, Scene, render
 
 SEED_PROMPTS, TEST_PROMPTS, BENCHMARK_PROMPTS, REAL_CLIPS = 128, 40, 60, 160
-CLIPS_A_PROMPT, PAIRS_A_PROMPT = 8, 9
-STEPS, GUIDANCE = 12, 2.0
+AS_ASKED, MISREAD, HURRIED = 4, 3, 1
+"""Clips a prompt: sampled for the prompt itself; for one that differs in an attribute or two; in a single step. People
+compare clips of several generators, some of which follow a prompt or finish a clip less well."""
+PAIRS_A_PROMPT = 9
+STEPS, GUIDANCE = 6, 2.0
 
 
 def make_data(folder: Path, generator: Path, seed: int = 0) -> None:
@@ -52,19 +56,31 @@ def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Pro
     choices: list[HumanChoice] = []
     for prompt in tqdm(prompts, desc="labelling"):
         scene = Scene.of(prompt.attributes)
-        seeds = [derive_seed(seed, prompt.id, k) for k in range(CLIPS_A_PROMPT)]
-        sampled = generator.generate([prompt.text] * CLIPS_A_PROMPT, seeds, STEPS, GUIDANCE)
-        names = [f"clips/{prompt.id}-{k}.mp4" for k in range(CLIPS_A_PROMPT)]
+        sampled = _answers(generator, prompt.text, scene, rng, derive_seed(seed, prompt.id))
+        names = [f"clips/{prompt.id}-{k}.mp4" for k in range(len(sampled))]
         judged = []
         for name, clip in zip(names, sampled, strict=True):
             (folder / name).write_bytes(encode_clip(clip, FPS))
             judged.append(judge(decode_clip(folder / name), scene))
             ratings += annotate_clip(name, prompt.text, judged[-1], rng)
-        pairs = list(itertools.permutations(range(CLIPS_A_PROMPT), 2))
+        pairs = list(itertools.permutations(range(len(sampled)), 2))
         for a, b in _some_pairs(pairs, rng):
             choices += annotate_pair((names[a], names[b]), prompt.text, (judged[a], judged[b]), rng)
     _write_csv(folder / "ratings.csv", ratings)
     _write_csv(folder / "choices.csv", choices)
+
+
+def _answers(generator: Generator, text: str, scene: Scene, rng: np.random.Generator, seed: int) -> np.ndarray:
+    """Clips for one prompt, of all three sources."""
+    misread = [sentence(mistaken(scene, rng, int(rng.integers(1, 3)))) for _ in range(MISREAD)]
+    finished = [*[text] * AS_ASKED, *misread]
+    seeds = [derive_seed(seed, k) for k in range(len(finished) + HURRIED)]
+    return np.concatenate(
+        [
+            generator.generate(finished, seeds[: len(finished)], STEPS, GUIDANCE),
+            generator.generate([text] * HURRIED, seeds[len(finished) :], 1, GUIDANCE),
+        ]
+    )
 
 
 def _some_pairs(pairs: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
