@@ -78,7 +78,7 @@ class CogVideoX(Generator):
         return self.pipeline._prepare_rotary_positional_embeddings(height, width, latents.shape[1], latents.device)
 
     def snr_weight(self, levels: torch.Tensor) -> torch.Tensor:
-        from dualipo.alignment.losses import snr_weight
+        from dualipo.alignment.omega import snr_weight
 
         scheduler = self.pipeline.scheduler
         return snr_weight(scheduler.alphas_cumprod.to(levels.device), levels, scheduler.config.prediction_type)
