@@ -24,7 +24,7 @@ from dualipo.records import Prompt
 
 torch.set_num_threads(1)
 TEXTS = ["a small red circle moving left slowly on a black background", "a blue cross staying still"]
-HOW = SimpleNamespace(steps=2, guidance=2.0, batch_size=4)
+HOW = SimpleNamespace(steps=2, guidance=2.0, batch_size=4, size=None)
 
 
 @pytest.fixture
