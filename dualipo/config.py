@@ -52,6 +52,8 @@ class Generate(Section):
     """Classifier-free guidance scale; 1 switches it off."""
     batch_size: PositiveInt = 64
     """Clips sampled at once."""
+    size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Frames, height and width of the clips; null is the generator's own size."""
 
 
 class Label(Section):
@@ -120,24 +122,38 @@ class Prefer(Section):
 
 
 class Align(Section):
-    loss: Literal["dpo", "kto"] = "dpo"
+    loss: Literal["dpo", "kto", "flow_dpo", "rwr", "sft"] = "dpo"
+    """Diffusion-DPO, Diffusion-KTO, Flow-DPO (rectified flow alone), reward-weighted regression on all scored clips
+    (Flow-RWR), or fine-tuning on the winners (SFT)."""
     beta: Positive = 1000.0
+    """Strength of the bond to the reference in DPO and KTO; Flow-DPO's paper uses 500."""
     learning_rate: Positive = 1e-4
     warmup_steps: int = Field(10, ge=0)
     steps: PositiveInt = 100
     batch_size: PositiveInt = 16
-    """Preference pairs a step (DPO) or clips a step (KTO)."""
+    """Preference pairs a step (DPO, Flow-DPO) or clips a step."""
     lambda_winner: NonNegative = 0.2
-    """Weight of the diffusion loss on winners (lambda_1; DPO only)."""
+    """Weight of the diffusion loss on winners (lambda_1; DPO and Flow-DPO only)."""
     lambda_real: NonNegative = 0.1
     """Weight of the diffusion loss on real clips (lambda_2; lambda in KTO)."""
-    omega: Literal["constant", "snr"] = "constant"
-    """Weight over noise levels: folded into beta, or min(SNR, 5) normalised."""
+    omega: Literal["constant", "snr", "derived"] = "constant"
+    """Weight over noise levels: folded into beta; min(SNR, 5) normalised (DPO, KTO); (1 - t)^2, which follows from the
+    derivation but hacks the reward (Flow-DPO)."""
     reference: Literal["previous", "base"] = "previous"
     """Frozen reference: the previous round's champion, or the base model for good."""
+    lora: PositiveInt | None = None
+    """Rank of a low-rank adapter on attention's projections, the reference being the adapter switched off; null trains
+    every weight against a second copy."""
     max_grad_norm: Positive = 1.0
     checkpoint_every: PositiveInt = 40
     """Steps between checkpoints that a killed run resumes from."""
+
+    @model_validator(mode="after")
+    def _omega_fits_the_loss(self) -> Align:
+        fitting = {"snr": ("dpo", "kto"), "derived": ("flow_dpo",)}.get(self.omega)
+        if fitting and self.loss not in fitting:
+            raise ValueError(f"omega {self.omega} goes with loss {' or '.join(fitting)}; use omega: constant")
+        return self
 
 
 class Evaluate(Section):
@@ -146,6 +162,8 @@ class Evaluate(Section):
     steps: PositiveInt = 12
     guidance: NonNegative = 2.0
     batch_size: PositiveInt = 64
+    size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """As `generate.size`."""
     bootstrap: PositiveInt = 2000
     """Resamples over prompts behind each confidence interval."""
 

@@ -36,3 +36,19 @@ def generator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models import save_generator
 
     return save_generator(tmp_path_factory.mktemp("models") / "generator")
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan pipeline with random weights, saved; read only."""
+    from models import save_wan
+
+    return save_wan(tmp_path_factory.mktemp("models") / "wan")
+
+
+@pytest.fixture(scope="session")
+def ltx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LTX-Video pipeline with random weights, saved; read only."""
+    from models import save_ltx
+
+    return save_ltx(tmp_path_factory.mktemp("models") / "ltx")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dualipo.media.store import ClipStore
 from dualipo.media.video import encode_clip
-from dualipo.records import Clip
+from dualipo.records import Clip, Desirability, Preference, RealClip, write_rows
 
 
 def save_critic(folder: Path) -> Path:
@@ -29,7 +29,7 @@ def save_critic(folder: Path) -> Path:
 
 
 def save_generator(folder: Path) -> Path:
-    """A CogVideoX pipeline: clips of 9x32x32, latents of 3x12x8x8, text of 24 tokens."""
+    """A CogVideoX pipeline: clips of 9x32x32, latents of 3x12x8x8, text of 20 tokens."""
     import torch
     from diffusers import AutoencoderKLCogVideoX
 
@@ -49,6 +49,81 @@ def save_generator(folder: Path) -> Path:
     )
     _build(vae).save(folder)
     return folder
+
+
+def save_wan(folder: Path, flow_shift: float = 3.0) -> Path:
+    """A Wan 2.1 pipeline as they ship, with UniPC: clips of 9x32x32, latents of 16x3x4x4, text of 24 tokens."""
+    import torch
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=32, ffn_dim=32, num_layers=2, rope_max_seq_len=32
+    )
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift, num_train_timesteps=1000
+    )
+    text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **_T5))
+    pipeline = WanPipeline(tokenizer, text_encoder, vae, scheduler, _lively(transformer))
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_ltx(folder: Path) -> Path:
+    """An LTX-Video pipeline: clips of 9x32x32, latents of 8x3x8x8, text of 24 tokens with a mask."""
+    import torch
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    sides = {
+        "block_out_channels": (8,) * 4,
+        "layers_per_block": (1,) * 5,
+        "spatio_temporal_scaling": (True, True, False, False),
+    }
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8, patch_size=1, **sides, **{f"decoder_{name}": value for name, value in sides.items()}
+    )
+    vae.latents_mean.uniform_(-1, 1)
+    vae.latents_std.uniform_(0.5, 2)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
+        num_layers=2, caption_channels=32,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05)
+    text_encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **_T5))
+    pipeline = LTXPipeline(scheduler, vae, text_encoder, tokenizer, _lively(transformer))
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+
+
+def _tokenizer() -> Any:
+    from dualipo.world.words import word_tokenizer
+
+    return word_tokenizer(24)
+
+
+def _lively(transformer: Any) -> Any:
+    """Weights large enough for text, time and place to show in what it predicts."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    return transformer
 
 
 def rotary(transformer: Any) -> Any:
@@ -86,3 +161,26 @@ def write_clips(folder: Path, prompts: dict[str, str], each: int) -> ClipStore:
         (folder / clip.file).write_bytes(encode_clip(flat_clip(seed)))
     ClipStore.write_manifest(folder, clips)
     return ClipStore(folder)
+
+
+def write_preferences(root: Path) -> dict[str, Path]:
+    """What the align step reads, by name: candidates and real clips, and preferences, `full` of them and `empty`."""
+    store = write_clips(root / "candidates", {"p0": "a red circle", "p1": "a pillar"}, each=3)
+    (root / "real" / "clips").mkdir(parents=True)
+    for name in ("u", "v"):
+        (root / "real" / "clips" / f"{name}.mp4").write_bytes(encode_clip(store["p0-1"] // (2 if name == "u" else 3)))
+    rows = [RealClip(clip=f"clips/{name}.mp4", prompt=f"a {name}") for name in ("u", "v")]
+    write_rows(root / "real" / "captions.jsonl", rows)
+    pairs = [
+        Preference(prompt_id=p, prompt=t, winner=w, loser=lost, winner_score=1, loser_score=0)
+        for p, t, w, lost in (("p0", "a red circle", "p0-2", "p0-0"), ("p1", "a pillar", "p1-1", "p1-2"))
+    ]
+    scored = [
+        Desirability(clip=f"{p}-{k}", prompt_id=p, prompt=t, desirable=k != 1, score=[0.5, 0.2, 0.8][k])
+        for p, t in (("p0", "a red circle"), ("p1", "a pillar"))
+        for k in range(3)
+    ]
+    for name, both in (("full", (pairs, scored)), ("empty", ([], []))):
+        write_rows(root / name / "pairs.jsonl", both[0])
+        write_rows(root / name / "desirability.jsonl", both[1])
+    return {name: root / name for name in ("candidates", "real", "full", "empty")}

@@ -21,10 +21,11 @@ from dualipo.generator.sampling import sample_clips
 from dualipo.media.store import ClipStore
 from dualipo.media.video import decode_clip, encode_clip
 from dualipo.records import Prompt
+from dualipo.world.train_generator import TEXT_LENGTH, WIDTH
 
 torch.set_num_threads(1)
 TEXTS = ["a small red circle moving left slowly on a black background", "a blue pillar staying still"]
-HOW = SimpleNamespace(steps=2, guidance=2.0, batch_size=4)
+HOW = SimpleNamespace(steps=2, guidance=2.0, batch_size=4, size=None)
 
 
 @pytest.fixture
@@ -58,8 +59,14 @@ def test_plain_diffusers_makes_a_clip_of_the_folder(generator, tmp_path):
     pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "again")
     pipeline.set_progress_bar_config(disable=True)
     clip = pipeline(
-        TEXTS[0], height=32, width=32, num_frames=9, num_inference_steps=2, output_type="np", max_sequence_length=24
-    ).frames
+        TEXTS[0],
+        height=32,
+        width=32,
+        num_frames=9,
+        num_inference_steps=2,
+        output_type="np",
+        max_sequence_length=TEXT_LENGTH,
+    ).frames  # fmt: skip
     assert clip.shape == (1, 9, 32, 32, 3) and np.isfinite(clip).all() and clip.std() > 0
 
 
@@ -74,7 +81,7 @@ def test_clips_equal_those_of_the_pipelines_own_call(generator, pipeline, guidan
     noise = torch.cat([torch.randn(1, 3, 12, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     expected = pipeline(
         TEXTS, height=32, width=32, num_frames=9, num_inference_steps=3, guidance_scale=guidance, latents=noise,
-        output_type="np", max_sequence_length=24,
+        output_type="np", max_sequence_length=TEXT_LENGTH,
     ).frames  # fmt: skip
     found = generator.generate(TEXTS, seeds, steps=3, guidance=guidance)
     assert found.shape == (2, 9, 32, 32, 3) and found.dtype == np.uint8
@@ -102,9 +109,9 @@ def test_fused_guidance_equals_two_separate_forwards(generator, pipeline):
 
 
 def test_text_is_encoded_as_the_pipeline_does(generator, pipeline):
-    expected = pipeline._get_t5_prompt_embeds(TEXTS, max_sequence_length=24)
+    expected = pipeline._get_t5_prompt_embeds(TEXTS, max_sequence_length=TEXT_LENGTH)
     torch.testing.assert_close(generator.encode_text(TEXTS), expected)
-    assert expected.shape == (2, 24, 128)
+    assert expected.shape == (2, TEXT_LENGTH, WIDTH)
 
 
 def test_encoding_and_decoding_scale_latents_alike(generator, pipeline):

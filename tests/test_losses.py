@@ -16,8 +16,8 @@ from dualipo.alignment.losses import (
     diffusion_dpo_loss,
     diffusion_kto_loss,
     kl_estimate,
-    snr_weight,
 )
+from dualipo.alignment.omega import snr_weight
 from dualipo.errors import UserError
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import rotary, write_clips
+from models import rotary, write_preferences
 from safetensors.torch import load_file
 
 from dualipo.alignment import trainer as module
@@ -17,9 +17,10 @@ from dualipo.config import Align, Config
 from dualipo.errors import UserError
 from dualipo.generator.base import Generator, load_generator
 from dualipo.media.video import encode_clip
-from dualipo.records import Desirability, Preference, RealClip, write_rows
+from dualipo.records import RealClip, write_rows
 from dualipo.steps import Job
 from dualipo.steps.align import _encode, align
+from dualipo.world.train_generator import TEXT_LENGTH, WIDTH
 
 torch.set_num_threads(1)
 SECTION = Align(
@@ -32,7 +33,7 @@ def data_of(kind: str, dtype: torch.dtype = torch.float32) -> Encoded:
     """Eleven clips: winners, losers and real clips, each with a text of its own; 7 texts."""
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(2 * PAIRS + REAL, 3, 12, 8, 8, generator=source).to(dtype)
-    text = torch.randn(PAIRS + REAL, 24, 128, generator=source).to(dtype)
+    text = torch.randn(PAIRS + REAL, TEXT_LENGTH, WIDTH, generator=source).to(dtype)
     rows = torch.tensor([6, 0, 3, 5])
     return Encoded(
         latents,
@@ -342,26 +343,7 @@ def test_the_loss_falls_on_a_repeated_batch_and_the_reference_stays(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("align")
-    store = write_clips(root / "candidates", {"p0": "a red circle", "p1": "a pillar"}, each=3)
-    (root / "real" / "clips").mkdir(parents=True)
-    for name in ("u", "v"):
-        (root / "real" / "clips" / f"{name}.mp4").write_bytes(encode_clip(store["p0-1"] // (2 if name == "u" else 3)))
-    rows = [RealClip(clip=f"clips/{name}.mp4", prompt=f"a {name}") for name in ("u", "v")]
-    write_rows(root / "real" / "captions.jsonl", rows)
-    pairs = [
-        Preference(prompt_id=p, prompt=t, winner=w, loser=lost, winner_score=1, loser_score=0)
-        for p, t, w, lost in (("p0", "a red circle", "p0-2", "p0-0"), ("p1", "a pillar", "p1-1", "p1-2"))
-    ]
-    scored = [
-        Desirability(clip=f"{p}-{k}", prompt_id=p, prompt=t, desirable=k != 1, score=0.5)
-        for p, t in (("p0", "a red circle"), ("p1", "a pillar"))
-        for k in range(3)
-    ]
-    for name, both in (("full", (pairs, scored)), ("empty", ([], []))):
-        write_rows(root / name / "pairs.jsonl", both[0])
-        write_rows(root / name / "desirability.jsonl", both[1])
-    return {"candidates": root / "candidates", "real": root / "real", "full": root / "full", "empty": root / "empty"}
+    return write_preferences(tmp_path_factory.mktemp("align"))
 
 
 def test_the_step_pairs_clips_with_their_texts(generator_folder, folders):

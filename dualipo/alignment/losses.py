@@ -1,4 +1,4 @@
-"""The generator's preference losses as pure functions of per-clip errors.
+"""The generator's losses as pure functions of per-clip errors.
 
 Every function takes tensors of shape [B], one value per clip or per pair, and returns per-example values for the caller
 to average. float16 and bfloat16 are computed in float32; float64 stays. d(y) = ||target - model(x_t)||^2 -
@@ -13,8 +13,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from dualipo.errors import UserError
 
 Diagnostics = dict[str, Tensor]
 Reduce = Callable[[Tensor], Tensor]
@@ -44,7 +42,7 @@ def diffusion_dpo_loss(
 
     T and the constant of the noise schedule are folded into `beta`. `error_w` and `error_l` are the errors of winner
     and loser under the same timestep and noise, `reference_error_*` those of the frozen reference; `omega` weights each
-    pair's noise level (see `snr_weight`), None being 1.
+    pair's noise level (see `omega.py`), None being 1.
 
     Returns the losses, [B], and: `implicit_accuracy`, the share of pairs with d(y_w) < d(y_l), equality counting half;
     `error_winner` and `error_loser`, the means of d(y_w) and d(y_l), both rising being the classic failure; `margin`,
@@ -63,18 +61,55 @@ def diffusion_dpo_loss(
     }
 
 
+def flow_dpo_loss(
+    error_w: Tensor,
+    error_l: Tensor,
+    reference_error_w: Tensor,
+    reference_error_l: Tensor,
+    beta: float,
+    times: Tensor | None = None,
+) -> tuple[Tensor, Diagnostics]:
+    """-log sigmoid(-beta_t/2 * (d(y_w) - d(y_l))) of each pair, d on velocities (VideoAlign, Liu et al. 2025, eq. 6).
+
+    beta_t is `beta` where `times` is None, as the paper recommends. With the pairs' times t in [0, 1], [B] (0 clean, 1
+    noise), it is beta * (1 - t)^2: the schedule that follows from Diffusion-DPO, since an error of the noise is (1 - t)
+    times that of the velocity (lemma B.1). The paper finds that it hacks the reward.
+
+    Returns what `diffusion_dpo_loss` does. Raises ValueError where a time lies outside [0, 1].
+    """
+    errors = error_w, error_l, reference_error_w, reference_error_l
+    return diffusion_dpo_loss(*errors, beta, None if times is None else derived_weight(times))
+
+
+def derived_weight(times: Tensor) -> Tensor:
+    """(1 - t)^2 of times t in [0, 1], [B]: beta_t / beta of Flow-DPO as derived (VideoAlign eq. 6)."""
+    if ((times < 0) | (times > 1)).any():
+        raise ValueError("times: values in [0, 1] are needed, 0 clean and 1 noise")
+    return (1 - widen(times)).square()
+
+
 def kl_estimate(
     error: Tensor, reference_error: Tensor, omega: Tensor | None = None, reduce: Reduce | None = None
 ) -> Tensor:
     """The batch's estimate of KL[model || reference], a scalar >= 0 without gradient (Dual-IPO eq. 9).
 
-    max(0, mean of -omega * d over the batch and, by `reduce`, over processes): d is averaged first and clamped last, so
-    that equal shares of a batch on many ranks give what the whole batch gives on one. Small batches make it noisy; IPO
-    uses 128.
+    max(0, mean of -omega * d over the batch and, by `reduce`, over processes; None is `mean_over_ranks`): d is averaged
+    first and clamped last, so that equal shares of a batch on many ranks give what the whole batch gives on one. Small
+    batches make it noisy; IPO uses 128.
     """
     error, reference_error = examples(error, reference_error)
     mean = _weighted(reference_error - error, omega).detach().mean()
-    return (mean if reduce is None else reduce(mean)).clamp(min=0)
+    return (reduce or mean_over_ranks)(mean).clamp(min=0)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a scalar over the processes of torch.distributed; the scalar itself where there is one process."""
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized()):
+        return value
+    total = value.detach().clone()
+    group.all_reduce(total)
+    return total / group.get_world_size()
 
 
 def diffusion_kto_loss(
@@ -117,31 +152,35 @@ def diffusion_kto_loss(
     }
 
 
-def snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, prediction_type: str, cap: float = 5.0) -> Tensor:
-    """omega(lambda_t) = min(SNR, cap) on the clean latent's error, as a weight on the predicted target's error, [B].
+def rwr_loss(error: Tensor, reward: Tensor, bound: float = 3.0) -> tuple[Tensor, Diagnostics]:
+    """exp(min(r, bound)) * error of each clip: reward-weighted regression (Flow-RWR, VideoAlign eq. 9).
 
-    SNR = a / (1 - a) with a = alphas_cumprod[t], [T]. An error of the clean latent is 1/SNR times that of the noise
-    and 1/(SNR + 1) times that of v, so the weight is min(SNR, cap) over 1, SNR or SNR + 1 for `sample`, `epsilon` or
-    `v_prediction` (Min-SNR, Hang et al. 2023). It is divided by its mean over all T timesteps, so that switching it on
-    leaves beta's scale alone. Finite at SNR 0 and at infinity.
+    `reward` is standardised over the whole data set (`standardised`). Our reading: the exponent is bounded above, so
+    that no clip weighs more than e^bound times an average one. No gradient flows through the weight.
 
-    Our reading: Dual-IPO eq. 6 names omega and gives no form. Raises UserError on any other prediction type.
+    Returns the losses, [B], and: `reward_weight`, the mean weight; `effective_share`, (sum w)^2 / (B sum w^2) in
+    [1/B, 1], the share of the batch that counts: near 1/B one clip is all that is learnt.
     """
-    signal = widen(alphas_cumprod)
-    noise = 1 - signal
-    if prediction_type == "sample":
-        weight = (signal / noise).clamp(max=cap)
-    elif prediction_type == "epsilon":
-        weight = (cap * noise / signal).clamp(max=1)
-    elif prediction_type == "v_prediction":
-        weight = torch.minimum(signal, cap * noise)
-    else:
-        raise UserError(
-            f"align.omega: no SNR weight for a scheduler that predicts {prediction_type!r}; "
-            "use omega: constant, or a scheduler that predicts epsilon, v_prediction or sample"
-        )
-    weight = weight / weight.mean()
-    return weight.to(timesteps.device)[timesteps]
+    error, reward = examples(error, reward)
+    exponent = reward.detach().clamp(max=bound)
+    weight = exponent.exp()
+    relative = (exponent - exponent.max()).exp()  # against the greatest: squares of small weights would vanish
+    share = relative.sum().square() / (len(relative) * relative.square().sum())
+    return weight * error, {"reward_weight": weight.mean(), "effective_share": share}
+
+
+def standardised(rewards: Tensor) -> Tensor:
+    """(r - mean) / standard deviation over all values, [N] -> [N]; zeros where all are equal."""
+    wide = widen(rewards)
+    if not len(wide) or wide.max() == wide.min():  # by values: a rounded mean would leave noise to be blown up
+        return torch.zeros_like(wide)
+    centred = wide.double() - wide.double().mean()
+    return (centred / centred.square().mean().sqrt()).to(wide.dtype)
+
+
+def sft_loss(error: Tensor) -> tuple[Tensor, Diagnostics]:
+    """The diffusion loss itself, `error`, [B], for chosen clips only (supervised fine-tuning, VideoAlign section 5)."""
+    return examples(error)[0], {}
 
 
 def widen(tensor: Tensor) -> Tensor:

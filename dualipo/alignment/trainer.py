@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +11,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dualipo.alignment.losses import denoising_error, diffusion_dpo_loss, diffusion_kto_loss
+from dualipo.alignment import adapter
+from dualipo.alignment.losses import (
+    Diagnostics,
+    denoising_error,
+    diffusion_dpo_loss,
+    diffusion_kto_loss,
+    flow_dpo_loss,
+    rwr_loss,
+    sft_loss,
+)
 from dualipo.config import Align
+from dualipo.errors import UserError
 from dualipo.generator.base import Generator
 from dualipo.steps import derive_seed
 from dualipo.training_state import load_state, save_state
 
 Series = dict[str, list[tuple[int, float]]]
+PAIRED = ("dpo", "flow_dpo")
+"""Losses on pairs of winner and loser."""
+REFERRED = (*PAIRED, "kto")
+"""Losses that measure against a frozen reference."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +43,9 @@ class Encoded:
     text: torch.Tensor
     """(texts, length, width)."""
     winners: torch.Tensor
-    """(pairs,) rows of `latents`; for KTO the clips themselves."""
+    """(pairs,) rows of `latents`; for losses on single clips the clips themselves."""
     losers: torch.Tensor | None
-    """(pairs,); None for KTO."""
+    """(pairs,); None for losses on single clips."""
     pair_text: torch.Tensor
     """(pairs,) rows of `text`."""
     desirable: torch.Tensor | None
@@ -37,18 +53,42 @@ class Encoded:
     real: torch.Tensor
     """(real clips,) rows of `latents`."""
     real_text: torch.Tensor
+    rewards: torch.Tensor | None = None
+    """(clips,) standardised, for RWR."""
 
 
 class Trainer:
-    """Diffusion-DPO or Diffusion-KTO with their diffusion-loss terms (Dual-IPO eq. 6 to 10).
+    """Any loss of `align.loss` with its diffusion-loss terms (Dual-IPO eq. 6 to 10; VideoAlign eq. 6 and 9).
 
     Every step draws its rows, noise levels and noise from a stream of its own, so that a resumed training gives the
-    floats of an unbroken one.
+    floats of an unbroken one. With `align.lora` the reference is the generator without its adapter and `reference` is
+    None, as it is for losses that need none. `start` is called on the fresh adapter's denoiser, to fill it.
     """
 
-    def __init__(self, generator: Generator, reference: Generator, data: Encoded, section: Align, seed: int):
+    def __init__(
+        self,
+        generator: Generator,
+        reference: Generator | None,
+        data: Encoded,
+        section: Align,
+        seed: int,
+        start: Callable[[torch.nn.Module], None] | None = None,
+    ):
+        if section.loss == "flow_dpo" and not generator.flow:
+            name = type(generator).__name__
+            raise UserError(f"align.loss: flow_dpo needs a rectified-flow generator, {name} is none; use dpo")
+        if (reference is None) != (section.lora is not None or section.loss not in REFERRED):
+            raise ValueError("reference: needed without LoRA by losses that refer to one, and only then")
         self.generator, self.reference, self.data, self.section, self.seed = generator, reference, data, section, seed
-        self.denoiser = generator.denoiser.train().requires_grad_(True)
+        self.adapter: dict[str, torch.Tensor] = {}
+        """The trained adapter's weights, once trained; the generator itself holds them merged."""
+        self.denoiser = generator.denoiser.train()
+        if section.lora is None:
+            self.denoiser.requires_grad_(True)
+        else:
+            adapter.attach(self.denoiser, section.lora, derive_seed(seed, "adapter"))
+            if start is not None:
+                start(self.denoiser)
         self.parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=section.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -74,9 +114,13 @@ class Trainer:
             logged |= {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
             for name, value in logged.items():
                 series.setdefault(name, []).append((step + 1, value))
-            bar.set_postfix(loss=f"{logged['loss']:.3f}", accuracy=f"{logged['implicit_accuracy']:.2f}")
+            shown = {"loss": "loss", "accuracy": "implicit_accuracy"}
+            bar.set_postfix({name: f"{logged[key]:.3f}" for name, key in shown.items() if key in logged})
             if (step + 1) % section.checkpoint_every == 0 and step + 1 < section.steps:
                 save_state(work, step + 1, self.denoiser, self.optimizer, {"series": series})
+        if section.lora is not None:
+            self.adapter = adapter.weights(self.denoiser)
+            adapter.merge(self.denoiser)
         self.denoiser.eval().requires_grad_(False)
         return series
 
@@ -103,22 +147,16 @@ class Trainer:
         target = generator.target(clean, noise, levels)
         error = denoising_error(generator.predict(noised, levels, text), target)
         judged = len(rows) * len(sides)
-        with torch.no_grad():
-            before = denoising_error(
-                self.reference.predict(noised[:judged], levels[:judged], text[:judged]), target[:judged]
-            )
-        omega = generator.snr_weight(levels[: len(rows)]) if section.omega == "snr" else None
-        if data.losers is not None:
-            (won, lost), (won_before, lost_before) = error[:judged].chunk(2), before.chunk(2)
-            losses, found = diffusion_dpo_loss(won, lost, won_before, lost_before, section.beta, omega)
-            winner_nll, name = won.mean(), "dpo_loss"
-        else:
-            assert data.desirable is not None
-            losses, found = diffusion_kto_loss(error[:judged], before, data.desirable[rows], section.beta, omega=omega)
-            winner_nll, name = None, "kto_loss"
+        before = None
+        if section.loss in REFERRED:
+            with torch.no_grad(), self._as_reference() as model:
+                prediction = model.predict(noised[:judged], levels[:judged], text[:judged])
+                before = denoising_error(prediction, target[:judged])
+        losses, found = self._judge(error[:judged], before, rows, levels[: len(rows)])
         total = losses.mean()
-        logged = {name: total.item(), **{key: value.item() for key, value in found.items()}}
-        if winner_nll is not None:
+        logged = {f"{section.loss}_loss": total.item(), **{key: value.item() for key, value in found.items()}}
+        if section.loss in PAIRED:
+            winner_nll = error[: len(rows)].mean()
             total = total + section.lambda_winner * winner_nll
             logged["nll_winner"] = winner_nll.item()
         if len(error) > judged:
@@ -126,6 +164,34 @@ class Trainer:
             total = total + section.lambda_real * real_nll
             logged["nll_real"] = real_nll.item()
         return total, logged
+
+    def _judge(
+        self, error: torch.Tensor, before: torch.Tensor | None, rows: torch.Tensor, levels: torch.Tensor
+    ) -> tuple[torch.Tensor, Diagnostics]:
+        """The loss asked for, of the judged clips' errors under the model and, `before`, under the reference."""
+        section, data, generator = self.section, self.data, self.generator
+        if before is None:
+            if section.loss == "sft":
+                return sft_loss(error)
+            assert data.rewards is not None
+            return rwr_loss(error, data.rewards[rows])
+        if section.loss == "kto":
+            assert data.desirable is not None
+            omega = generator.snr_weight(levels) if section.omega == "snr" else None
+            return diffusion_kto_loss(error, before, data.desirable[rows], section.beta, omega=omega)
+        four = *error.chunk(2), *before.chunk(2)
+        if section.loss == "flow_dpo":
+            return flow_dpo_loss(*four, section.beta, generator.times(levels) if section.omega == "derived" else None)
+        return diffusion_dpo_loss(*four, section.beta, generator.snr_weight(levels) if section.omega == "snr" else None)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[Generator]:
+        """The frozen reference: a model of its own, or the generator with its adapter switched off."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with adapter.switched_off(self.denoiser):
+                yield self.generator
 
 
 def _draw(total: int, count: int, source: torch.Generator) -> torch.Tensor:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from dualipo.generator.base import Generator
+from dualipo.errors import UserError
+from dualipo.generator.base import Generator, Size, latent_sizes
 
 
 class CogVideoX(Generator):
     pipeline_class = "CogVideoXPipeline"
 
     @property
-    def denoiser(self) -> torch.nn.Module:
-        return self.pipeline.transformer
-
-    @property
-    def _device(self) -> torch.device:
-        return self.denoiser.device
+    def sampling_dtype(self) -> torch.dtype:
+        return self.denoiser.dtype
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
@@ -31,25 +27,17 @@ class CogVideoX(Generator):
             truncation=True,
             return_tensors="pt",
         )
-        return self.pipeline.text_encoder(tokens.input_ids.to(self._device))[0].to(self.denoiser.dtype)
+        return self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0].to(self.denoiser.dtype)
 
-    @torch.no_grad()
-    def encode_clips(self, clips: np.ndarray) -> torch.Tensor:
-        vae = self.pipeline.vae
-        pixels = torch.from_numpy(clips).to(self._device, vae.dtype).permute(0, 4, 1, 2, 3) / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-        return latents.permute(0, 2, 1, 3, 4).to(self.denoiser.dtype)
+    def to_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        return (codes * self.pipeline.vae.config.scaling_factor).permute(0, 2, 1, 3, 4)
 
-    @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
-        vae = self.pipeline.vae
-        pixels = vae.decode(latents.permute(0, 2, 1, 3, 4).to(vae.dtype) / vae.config.scaling_factor).sample
-        pixels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
+    def to_codes(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.permute(0, 2, 1, 3, 4) / self.pipeline.vae.config.scaling_factor
 
     def draw_levels(self, count: int, generator: torch.Generator) -> torch.Tensor:
         total = self.pipeline.scheduler.config.num_train_timesteps
-        return torch.randint(0, total, (count,), generator=generator).to(self._device)
+        return torch.randint(0, total, (count,), generator=generator).to(self.device)
 
     def _signal(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alphas = self.pipeline.scheduler.alphas_cumprod.to(levels.device)[levels].float()
@@ -78,30 +66,23 @@ class CogVideoX(Generator):
         return self.pipeline._prepare_rotary_positional_embeddings(height, width, latents.shape[1], latents.device)
 
     def snr_weight(self, levels: torch.Tensor) -> torch.Tensor:
-        from dualipo.alignment.losses import snr_weight
+        from dualipo.alignment.omega import snr_weight
 
         scheduler = self.pipeline.scheduler
         return snr_weight(scheduler.alphas_cumprod.to(levels.device), levels, scheduler.config.prediction_type)
 
-    @torch.inference_mode()
-    def sample(
-        self, text: torch.Tensor, null_text: torch.Tensor, seeds: Sequence[int], steps: int, guidance: float
-    ) -> torch.Tensor:
-        scheduler, shape = self.pipeline.scheduler, self._latent_shape()
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-        latents = torch.stack(noise).to(self._device, self.denoiser.dtype) * scheduler.init_noise_sigma
-        both = torch.cat([null_text.expand_as(text), text]) if guidance != 1 else text
-        scheduler.set_timesteps(steps, device=self._device)
-        for level in scheduler.timesteps:
-            doubled = torch.cat([latents, latents]) if guidance != 1 else latents
-            output = self.predict(scheduler.scale_model_input(doubled, level), level.expand(len(doubled)), both).float()
-            if guidance != 1:
-                without, within = output.chunk(2)
-                output = without + guidance * (within - without)
-            latents = scheduler.step(output, level, latents, return_dict=False)[0].to(self.denoiser.dtype)
-        return latents
-
-    def _latent_shape(self) -> tuple[int, int, int, int]:
-        config = self.denoiser.config
-        frames = (config.sample_frames - 1) // self.pipeline.vae_scale_factor_temporal + 1
-        return frames, config.in_channels, config.sample_height, config.sample_width
+    def latent_shape(self, size: Size | None) -> tuple[int, ...]:
+        config, pipeline = self.denoiser.config, self.pipeline
+        own = (
+            (config.sample_frames - 1) // pipeline.vae_scale_factor_temporal + 1,
+            config.sample_height,
+            config.sample_width,
+        )
+        if size is None:
+            frames, height, width = own
+        else:
+            factors = pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial
+            frames, height, width = latent_sizes(size, *factors, config.patch_size)
+            if config.use_learned_positional_embeddings and (frames, height, width) != own:
+                raise UserError(f"size {list(size)}: this generator has learnt the places of one size; leave size null")
+        return frames, config.in_channels, height, width

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dualipo.artifacts import PARTIAL, atomic, copy_folder, remove
-from dualipo.generator.base import load_generator
+from dualipo.generator.base import Size, load_generator
 from dualipo.media.store import ClipStore, pack_shard
 from dualipo.records import Clip, Prompt
 from dualipo.resume import in_chunks
@@ -21,6 +21,7 @@ class Sampling(Protocol):
     steps: int
     guidance: float
     batch_size: int
+    size: Size | None
 
 
 def sample_clips(
@@ -38,7 +39,12 @@ def sample_clips(
         name = f"clips-{index:05d}.tar"
         rows = [(prompt, k, seed) for prompt, own in part for k, seed in enumerate(own)]
         clips = generator.generate(
-            [prompt.text for prompt, _, _ in rows], [seed for *_, seed in rows], how.steps, how.guidance, how.batch_size
+            [prompt.text for prompt, _, _ in rows],
+            [seed for *_, seed in rows],
+            how.steps,
+            how.guidance,
+            how.batch_size,
+            how.size,
         )
         ids = [f"{prompt.id}-{k}" for prompt, k, _ in rows]
         with atomic(shards / name) as temporary:

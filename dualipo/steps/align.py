@@ -12,6 +12,8 @@ from dualipo.records import Desirability, Preference, RealClip, find_table, read
 from dualipo.steps import Job, Summary
 
 if TYPE_CHECKING:
+    import torch
+
     from dualipo.alignment.trainer import Encoded
     from dualipo.generator.base import Generator
 
@@ -30,22 +32,37 @@ def align(
 ) -> Summary:
     """Writes the generator candidate and its curves.
 
-    The frozen reference is the incumbent, or with `align.reference: base` the base model. Without a single usable
-    preference the incumbent's weights are handed on: the gate on the preferences has already said so.
+    The frozen reference is the incumbent, or with `align.reference: base` the base model. With LoRA it is the model
+    under the adapter; to refer to the base model for good, every round trains the same adapter on, which therefore goes
+    into the candidate's folder beside the merged weights. Without a single usable preference the incumbent's weights
+    are handed on: the gate on the preferences has already said so.
     """
-    from dualipo.alignment.trainer import Trainer
+    from dualipo.alignment import adapter
+    from dualipo.alignment.trainer import REFERRED, Trainer
     from dualipo.curves import write_curves
     from dualipo.generator.base import load_generator
 
     section = config.align
-    model = load_generator(generator)
+    to_base = section.lora is not None and section.reference == "base"
+    model = load_generator(base_generator if to_base else generator)
     data = _encode(model, section.loss, preferences, candidates, real_clips)
     series: dict[str, list[tuple[int, float]]] = {"loss": []}
+    trained: dict[str, torch.Tensor] = {}
     if len(data.winners):
-        reference = load_generator(generator if section.reference == "previous" else base_generator)
-        series = Trainer(model, reference, data, section, job.seed).train(job.work)
+        reference = None
+        if section.lora is None and section.loss in REFERRED:
+            reference = load_generator(generator if section.reference == "previous" else base_generator)
+        start = (lambda denoiser: adapter.load(generator, denoiser, base_generator)) if to_base else None
+        trainer = Trainer(model, reference, data, section, job.seed, start)
+        series, trained = trainer.train(job.work), trainer.adapter
+    elif to_base:
+        model = load_generator(generator)
     with atomic(candidate) as temporary:
         model.save(temporary)
+        if not len(data.winners):
+            adapter.carry(generator, temporary)
+        elif to_base:
+            adapter.save(temporary, trained, base_generator)
     write_curves(curves, series)
     last = {name: points[-1][1] for name, points in series.items() if points}
     return Summary(metrics={**last, "preferences": float(len(data.winners))}, curves=series)
@@ -54,6 +71,7 @@ def align(
 def _encode(model: Generator, loss: str, preferences: Path, candidates: Path, real_clips: Path) -> Encoded:
     import torch
 
+    from dualipo.alignment.losses import standardised
     from dualipo.alignment.trainer import Encoded, encode
     from dualipo.media.store import ClipStore
     from dualipo.media.video import decode_clip
@@ -61,14 +79,16 @@ def _encode(model: Generator, loss: str, preferences: Path, candidates: Path, re
     store = ClipStore(candidates)
     real = read_rows(find_table(real_clips, "captions"), RealClip)
     clips = {f"real/{row.clip}": decode_clip(real_clips / row.clip) for row in real}
-    if loss == "dpo":
+    desirable = rewards = None
+    if loss in ("dpo", "flow_dpo", "sft"):
         pairs = read_rows(preferences / "pairs.jsonl", Preference, allow_empty=True)
-        first, second = [row.winner for row in pairs], [row.loser for row in pairs]
-        prompts, desirable = [row.prompt for row in pairs], None
+        first, prompts = [row.winner for row in pairs], [row.prompt for row in pairs]
+        second = None if loss == "sft" else [row.loser for row in pairs]
     else:
         rows = read_rows(preferences / "desirability.jsonl", Desirability, allow_empty=True)
-        first, second = [row.clip for row in rows], None
-        prompts, desirable = [row.prompt for row in rows], torch.tensor([row.desirable for row in rows])
+        first, prompts, second = [row.clip for row in rows], [row.prompt for row in rows], None
+        desirable = torch.tensor([row.desirable for row in rows])
+        rewards = standardised(torch.tensor([row.score for row in rows]))
     clips |= {name: store[name] for name in dict.fromkeys([*first, *(second or [])])}
     shapes = {clip.shape for clip in clips.values()}
     if len(shapes) > 1:
@@ -92,4 +112,5 @@ def _encode(model: Generator, loss: str, preferences: Path, candidates: Path, re
         None if desirable is None else desirable.to(latents.device),
         rows_of([f"real/{row.clip}" for row in real]),
         texts_of([row.prompt for row in real]),
+        None if rewards is None else rewards.to(latents.device),
     )
