@@ -24,14 +24,15 @@ def _folder(command: click.Command) -> click.Command:
 @world.command()
 @_folder
 @click.option("--vae-steps", default=1300, show_default=True)
-@click.option("--steps", default=7000, show_default=True, help="Steps of the transformer.")
+@click.option("--steps", default=7000, show_default=True, help="Steps of the transformer on clean clips.")
+@click.option("--wild-steps", default=1500, show_default=True, help="Its steps on clips as found in the wild.")
 @click.option("--vae", type=click.Path(path_type=Path), help="Use the VAE of this folder instead of training one.")
-def generator(data: Path, seed: int, vae_steps: int, steps: int, vae: Path | None) -> None:
+def generator(data: Path, seed: int, vae_steps: int, steps: int, wild_steps: int, vae: Path | None) -> None:
     """Train the base CogVideoX: VAE, text encoder and transformer."""
     from dualipo.world.train_generator import train_generator
 
     prepare_torch()
-    train_generator(data / "generator", seed, vae_steps, steps, vae=vae)
+    train_generator(data / "generator", seed, vae_steps, steps, wild_steps, vae=vae)
 
 
 @world.command()

@@ -25,7 +25,7 @@ from dualipo.world.words import word_tokenizer
 
 WIDTH, TEXT_LENGTH, CHANNELS = 160, 20, 12
 CAPTIONS = 8000
-WRONG_CAPTIONS, FAULTY_CLIPS = 0.04, 0.06
+WRONG_CAPTIONS, FAULTY_CLIPS = 0.15, 0.35
 
 
 def web_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -37,11 +37,18 @@ def web_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def train_generator(
-    folder: Path, seed: int = 0, vae_steps: int = 1300, steps: int = 7000, batch_size: int = 32, vae: Path | None = None
+    folder: Path,
+    seed: int = 0,
+    vae_steps: int = 1300,
+    steps: int = 7000,
+    wild_steps: int = 1500,
+    batch_size: int = 32,
+    vae: Path | None = None,
 ) -> None:
     """Trains and saves a base generator as a diffusers folder. Deterministic from the seed on one machine.
 
-    `vae`: a trained VAE's folder to use instead of training one.
+    `steps` on clean clips, then `wild_steps` on clips as found (`web_clip`). `vae`: a trained VAE's folder to use
+    instead of training one.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -58,9 +65,11 @@ def train_generator(
         clean = clean * codec.config.scaling_factor
     found = _encode(generator, np.stack([web_clip(scene, rng) for _, scene in tqdm(captions, desc="rendering")]))
     alone = np.flatnonzero([scene.shape2 is None for _, scene in captions])
-    # Easy clips first: on the whole mixture from the start, shapes and directions are hardly learnt in this time.
-    lessons = [(clean, alone)] * (steps * 2 // 5) + [(found, np.arange(len(captions)))] * (steps - steps * 2 // 5)
-    _train_denoiser(generator, lessons, texts, batch_size, rng, seed)
+    every = np.arange(len(captions))
+    # Easy clips first: on the uneven mixture from the start, shapes and directions are hardly learnt in this time.
+    lessons = [(clean, alone)] * (steps * 2 // 5) + [(clean, every)] * (steps - steps * 2 // 5)
+    _train_denoiser(generator, lessons, texts, batch_size, 1.5e-3, rng, seed)
+    _train_denoiser(generator, [(found, every)] * wild_steps, texts, batch_size, 4e-4, rng, seed + 1)
     with atomic(folder) as temporary:
         generator.save(temporary)
 
@@ -148,6 +157,7 @@ def _train_denoiser(
     lessons: list[tuple[torch.Tensor, np.ndarray]],
     texts: list[str],
     batch_size: int,
+    rate: float,
     rng: np.random.Generator,
     seed: int,
 ) -> None:
@@ -172,5 +182,5 @@ def _train_denoiser(
 
     denoiser.train()
     parameters = [*denoiser.parameters(), *text_encoder.parameters()]
-    optimize(parameters, loss, len(lessons), 1.5e-3, "CogVideoX", weight_decay=0.01, average=denoiser)
+    optimize(parameters, loss, len(lessons), rate, "CogVideoX", weight_decay=0.01, average=denoiser)
     denoiser.eval()
