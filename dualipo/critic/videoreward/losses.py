@@ -33,7 +33,7 @@ def tie_logprobs(a: Tensor, b: Tensor, k: float = TIE_TENDENCY) -> Tensor:
     a, b = examples(a, b)
     wins = F.logsigmoid(a - b - math.log(k))
     loses = F.logsigmoid(b - a - math.log(k))
-    return torch.stack([wins, loses, math.log(k - 1) + math.log(k + 1) + wins + loses], dim=-1)
+    return torch.stack([wins, loses, wins + loses + (math.log(k - 1) + math.log(k + 1))], dim=-1)
 
 
 def btt_loss(a: Tensor, b: Tensor, verdicts: Tensor, k: float = TIE_TENDENCY) -> Tensor:
