@@ -277,6 +277,9 @@ def prompt_pool(count: int, space: str, seed: int, out: Path) -> None:
 cli.add_command(
     _Lazy("world", "dualipo.world.cli:world", "The small world: makes its data and trains its base models again.")
 )
+cli.add_command(
+    _Lazy("reward", "dualipo.critic.videoreward.cli:reward", "VideoReward: trains one and measures reward models.")
+)
 
 for _command in cli.commands.values():
     # click cuts a long help short in the overview, in the middle of a sentence.

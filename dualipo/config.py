@@ -35,7 +35,7 @@ class Experiment(Section):
 class Prompts(Section):
     space: str = "small_world"
     """A prompt space shipped with the library, or the path of a YAML file of one."""
-    count: PositiveInt = 80
+    count: PositiveInt = 120
     """Prompts a round."""
     target: dict[str, dict[str, NonNegative]] = {}
     """Target shares that replace the space's own, e.g. `{difficulty: {simple: 0.5, medium: 0.5}}`."""
@@ -46,7 +46,7 @@ class Prompts(Section):
 class Generate(Section):
     candidates: int = Field(6, ge=2)
     """Clips sampled for each prompt, one seed each."""
-    steps: PositiveInt = 12
+    steps: PositiveInt = 6
     """Denoising steps."""
     guidance: NonNegative = 2.0
     """Classifier-free guidance scale; 1 switches it off."""
@@ -127,7 +127,7 @@ class Align(Section):
     (Flow-RWR), or fine-tuning on the winners (SFT)."""
     beta: Positive = 1000.0
     """Strength of the bond to the reference in DPO and KTO; Flow-DPO's paper uses 500."""
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive = 3e-5
     warmup_steps: int = Field(10, ge=0)
     steps: PositiveInt = 100
     batch_size: PositiveInt = 16
@@ -159,7 +159,7 @@ class Align(Section):
 class Evaluate(Section):
     suite: Literal["small_world"] = "small_world"
     samples_per_prompt: PositiveInt = 3
-    steps: PositiveInt = 12
+    steps: PositiveInt = 6
     guidance: NonNegative = 2.0
     batch_size: PositiveInt = 64
     size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None

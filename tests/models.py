@@ -28,6 +28,74 @@ def save_critic(folder: Path) -> Path:
     return folder
 
 
+def save_family(folder: Path, family: str) -> Path:
+    """A critic of another family with random weights that depend visibly on what they read."""
+    import torch
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+    )
+
+    from dualipo.world.words import word_tokenizer
+
+    tokenizer = word_tokenizer(512)
+
+    def token(name: str) -> int:
+        return tokenizer.convert_tokens_to_ids(name)
+
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(0)
+    if family == "qwen2_5_vl":
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+        vision = {
+            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4,
+            "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 16, "out_hidden_size": 64,
+            "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        }  # fmt: skip
+        config = Qwen2_5_VLConfig(
+            text_config={**text, "rope_parameters": rope},
+            vision_config=vision,
+            video_token_id=token("<|video_pad|>"),
+            image_token_id=token("<|image_pad|>"),
+            vision_start_token_id=token("<|vision_start|>"),
+            vision_end_token_id=token("<|vision_end|>"),
+        )
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    else:
+        vision = {
+            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "vision_use_head": False,
+        }  # fmt: skip
+        config = LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2", **text},
+            vision_config=vision,
+            video_token_index=token("<|video_pad|>"),
+            image_token_index=token("<|image_pad|>"),
+        )
+        model = LlavaOnevisionForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+        if family == "llava_onevision":
+            model.model.image_newline.normal_()
+    model.eval().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_generator(folder: Path) -> Path:
     """A CogVideoX pipeline: clips of 9x32x32, latents of 3x12x8x8, text of 20 tokens."""
     import torch

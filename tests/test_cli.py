@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_the_overview_lists_every_command_in_full():
     text = invoke("--help").output
-    for name in [*GRAPH, "run", "doctor", "lineage", "verify", "prompt-pool", "world"]:
+    for name in [*GRAPH, "run", "doctor", "lineage", "verify", "prompt-pool", "world", "reward"]:
         assert f"\n  {name} " in text
     assert "..." not in text.partition("Commands:")[2]
     assert invoke("--version").output == f"dualipo, version {__version__}\n"

@@ -88,9 +88,7 @@ def test_rewards_rise_and_the_users_weights_choose_which(name, request):
     axes = torch.eye(3)
     gains = torch.stack([ends(axis.tolist(), 30.0) - plain for axis in axes])
     drops = torch.stack([ends(axis.tolist(), -30.0) - plain for axis in axes])
-    assert (gains.diagonal() > 0).all() and (drops.diagonal() < 0).all(), (
-        "asked for rises, shunned falls"
-    )
+    assert (gains.diagonal() > 0).all() and (drops.diagonal() < 0).all(), "asked for rises, shunned falls"
 
 
 # The reward model

@@ -20,3 +20,11 @@ def pad_to_multiple(clips: np.ndarray, frames: int, pixels: int) -> np.ndarray:
     _, t, h, w, _ = clips.shape
     clips = np.pad(clips, ((0, 0), (0, 0), (0, -h % pixels), (0, -w % pixels), (0, 0)))
     return np.pad(clips, ((0, 0), (0, -t % frames), (0, 0), (0, 0), (0, 0)), mode="edge")
+
+
+def pad_to_square(clips: np.ndarray) -> np.ndarray:
+    """Pads the shorter side of (batch, frames, height, width, 3) to the longer with black, the clip in the middle."""
+    _, _, h, w, _ = clips.shape
+    side = max(h, w)
+    top, left = (side - h) // 2, (side - w) // 2
+    return np.pad(clips, ((0, 0), (0, 0), (top, side - h - top), (left, side - w - left), (0, 0)))

@@ -10,9 +10,11 @@ from dualipo.config import Config
 from dualipo.critic.asking import Asking, ask, pooled
 from dualipo.critic.base import load_critic
 from dualipo.critic.data import read_human, see_files
+from dualipo.critic.videoreward.settings import is_videoreward
 from dualipo.critic.voting import INVALID, majority
 from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import interval
+from dualipo.evaluation.calibration import agreement_of_scores
 from dualipo.records import CHOICES, DIMENSIONS
 from dualipo.steps import derive_seed
 
@@ -22,10 +24,12 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
 
     `agreement` counts three classes: A, B and tie, where a pair whose votes are tied is a tie. `ties_excluded` counts
     the pairs on which people chose, by which clip got more votes; equal votes count half. Intervals resample prompts.
-    Every critic of an experiment is asked with the same random stream. Raises UserError where the test set has no
-    pairs.
+    Every critic of an experiment is asked with the same random stream. A VideoReward gives scores, which thresholds
+    from the seed labels turn into verdicts. Raises UserError where the test set has no pairs.
     """
     seed = derive_seed(config.experiment.seed, "agreement")
+    if is_videoreward(critic):
+        return _reward_agreement(critic, test_labels, config.check_critic.batch_size, seed)
     model = load_critic(critic)
     answered = read_human(test_labels)
     features = see_files(model, test_labels, [clip for item in answered for clip in item.question.clips])
@@ -69,6 +73,19 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
         "rating_agreement": {d: sum(hits) / len(hits) if hits else None for d, hits in by_dimension.items()},
         "confusion": {word: dict(counts) for word, counts in confusion.items()},
     }
+
+
+def _reward_agreement(critic: Path, test_labels: Path, batch_size: int, seed: int) -> dict[str, Any]:
+    from dualipo.critic.videoreward.data import ClipFiles
+    from dualipo.critic.videoreward.model import load_videoreward
+
+    model = load_videoreward(critic)
+    if model.settings.calibration is None:
+        raise UserError(f"{critic}: this VideoReward has no thresholds; calibrate it with `dualipo reward train`")
+    answered = read_human(test_labels)
+    asked = list(dict.fromkeys((i.question.prompt, clip) for i in answered for clip in i.question.clips))
+    scores = model.scores(asked, model.see(ClipFiles(test_labels, [clip for _, clip in asked])), batch_size)
+    return agreement_of_scores(answered, scores, model.settings.calibration, seed)
 
 
 def _words(votes: dict[str, int]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from dualipo.artifacts import write_json
 from dualipo.config import Config
-from dualipo.records import DIMENSIONS, Clip, Desirability, Preference, write_rows
+from dualipo.records import Clip, Desirability, Preference, write_rows
 from dualipo.steps import Job, Summary, derive_seed
 
 PROMPTS_A_CHUNK = 16
@@ -20,46 +21,33 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
     """Writes pairs.jsonl (DPO: each prompt's top-1 and bottom-1, the middle dropped), desirability.jsonl (KTO: Good and
     Normal desirable, Bad not) and summary.json, and the gate's verdict on the pairs.
 
-    A clip's score is the mean over the three dimensions of its expected rating under the vote, in [0, 1]. Our reading
-    of KTO's labels: a clip is undesirable where any dimension's majority is Bad.
+    What lies in the critic's folder says how a clip is scored: by a generative critic's votes, or by a VideoReward
+    (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is Bad.
     """
-    from dualipo.critic.asking import Asking, ask
-    from dualipo.critic.base import load_critic
-    from dualipo.critic.questions import Question
-    from dualipo.critic.voting import expected_rating
+    from dualipo.critic.scoring import load_scorer
     from dualipo.media.sheets import side_by_side
     from dualipo.media.store import ClipStore
     from dualipo.quality.gate import preference_gate
     from dualipo.resume import in_chunks
 
-    section, asked = config.prefer, config.label
-    store, judge = ClipStore(candidates), load_critic(critic)
-    how = Asking(asked.paths, asked.temperature, asked.max_new_tokens, asked.batch_size)
+    section = config.prefer
+    store, scorer = ClipStore(candidates), load_scorer(critic, config.label)
 
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
         clips = [clip for group in groups for clip in group]
-        seen = judge.see({clip.id: store[clip.id] for clip in clips})
-        questions = [Question(dimension, clip.prompt, (clip.id,)) for clip in clips for dimension in DIMENSIONS]
-        votes = ask(judge, questions, seen, how, derive_seed(job.seed, index, "ratings"))
-        rated: dict[str, dict[str, Any]] = {}
-        for clip, own in zip(clips, zip(*[iter(votes)] * len(DIMENSIONS), strict=True), strict=True):
-            if all(vote.verdict is not None for vote in own):
-                score = float(np.mean([expected_rating(vote.votes) for vote in own]))
-                rated[clip.id] = {"score": score, "desirable": all(vote.verdict != "bad" for vote in own)}
+        seen = scorer.see({clip.id: store[clip.id] for clip in clips})
+        rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
-            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **rated[clip.id]}
+            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
             for clip in clips
             if clip.id in rated
         ]
         ends = [_ends([row for row in rows if row["prompt_id"] == group[0].prompt_id]) for group in groups]
         ends = [pair for pair in ends if pair and pair[0]["score"] - pair[1]["score"] >= section.min_margin]
         if section.confirm and ends:
-            forward = [Question("overall", top["prompt"], (top["clip"], bottom["clip"])) for top, bottom in ends]
-            both = ask(
-                judge, [*forward, *(q.swapped() for q in forward)], seen, how, derive_seed(job.seed, index, "pairs")
-            )
-            first, second = both[: len(ends)], both[len(ends) :]
-            ends = [pair for pair, one, two in zip(ends, first, second, strict=True) if not _contradicts(one, two)]
+            shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
+            against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
+            ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
         return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
 
     made = in_chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
@@ -99,11 +87,3 @@ def _ends(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] |
     if len({row["score"] for row in rows}) < 2:
         return None
     return max(rows, key=lambda row: row["score"]), min(rows, key=lambda row: row["score"])
-
-
-def _contradicts(forward: Any, backward: Any) -> bool:
-    """Whether the pair's votes in both orders together prefer the clip with the lower score."""
-    from dualipo.critic.asking import pooled
-
-    votes = pooled(forward, backward)
-    return votes["b"] > votes["a"]

@@ -198,7 +198,7 @@ def train_answers(
         # Ratings and choices differ in length: apart, neither is padded to the other's.
         parts = [[a for a in drawn if a.question.kind == kind] for kind in ("rating", "choice")]
         names = list(dict.fromkeys(name for item in drawn for name in item.question.clips))
-        seen = features or dict(zip(names, critic.see_batch(np.stack([clips[name] for name in names])), strict=True))
+        seen = features or critic.see({name: clips[name] for name in names}, gradient=True)
         losses = []
         for part in filter(None, parts):
             answers = [item.answer for item in part]
