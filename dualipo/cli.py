@@ -278,6 +278,14 @@ cli.add_command(
     _Lazy("world", "dualipo.world.cli:world", "The small world: makes its data and trains its base models again.")
 )
 
+cli.add_command(
+    _Lazy(
+        "import",
+        "dualipo.formats.cli:imports",
+        "Brings labels and clips of other formats into a data folder: VideoAlign, VideoGen-RewardBench, GenAI-Bench.",
+    )
+)
+
 for _command in cli.commands.values():
     # click cuts a long help short in the overview, in the middle of a sentence.
     _command.short_help = (_command.help or "").partition(".")[0].replace("\n", " ") + "."
