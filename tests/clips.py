@@ -36,13 +36,14 @@ def write_clip(
     frames: np.ndarray,
     fps: float = 8,
     milliseconds: Sequence[int] | None = None,
-    codec: str = "libx264",
     options: dict[str, str] | None = None,
 ) -> Path:
     """An mp4 (or what the suffix says); `milliseconds` gives each frame a time of its own, a variable frame rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"preset": "ultrafast", **(options or {})}) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1
         if milliseconds is not None:
