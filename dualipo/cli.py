@@ -274,11 +274,63 @@ def prompt_pool(count: int, space: str, seed: int, out: Path) -> None:
     click.echo(f"{written} prompts: {out}")
 
 
+@cli.command("plan")
+@click.argument("preset", type=click.Path(path_type=Path))
+@click.option("--gpu", type=click.Choice(["h100", "h200", "a100", "l40s"]), default="h100", show_default=True)
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--generator", help="A known one or a diffusers folder.  [default: the preset's experiment.name]")
+@click.option("--size", metavar="FxHxW", help="Frames, height and width of a clip.  [default: the generator's own]")
+@click.option(
+    "--critic", default="qwen2-vl-7b", show_default=True, help="qwen2-vl-2b, qwen2-vl-7b, vila-13b, vila-40b."
+)
+@click.option("--lora", type=click.IntRange(min=1), help="Rank of an adapter on the generator.  [default: none]")
+@click.option("--zero", type=click.Choice(["0", "2", "3"]), default="2", show_default=True, help="DeepSpeed's stage.")
+@click.option("--checkpointing/--no-checkpointing", default=True, show_default=True, help="Gradient checkpointing.")
+@click.option(
+    "--utilisation",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Share of the GPU's peak rate that is reached.",
+)
+@click.option("-S", "--set-param", "overrides", multiple=True, metavar="KEY=VALUE", help="Sets one parameter.")
+@_folder
+def plan_command(preset: Path, folder: Path, overrides: tuple[str, ...], gpu: str, **options: Any) -> None:
+    """Prints what a round would cost: GPU-hours, memory and storage, and every assumption behind them.
+
+    PRESET is a parameter file, or the name of one in params/. Exits with 1 where a step does not fit into a GPU.
+    """
+    named = folder / "params" / f"{preset}.yaml"
+    config = _config(folder, (named if named.is_file() and not preset.is_file() else preset,), overrides)
+    from dualipo.plan import GPUS, Setup, format_plan, plan
+    from dualipo.sizes import CRITICS, open_backbone, resized
+
+    if options["critic"] not in CRITICS:
+        raise UserError(f"--critic {options['critic']}: no known critic; use {', '.join(CRITICS)}")
+    backbone = resized(open_backbone(options["generator"] or config.experiment.name), options["size"])
+    rest = {name: options[name] for name in ("gpus", "utilisation", "lora", "checkpointing")}
+    critic, setup = CRITICS[options["critic"]], Setup(zero=int(options["zero"]), **rest)
+    found = plan(
+        config, backbone, critic, GPUS[gpu], setup, f"a round of {preset}, {backbone.name} with {critic.name},"
+    )
+    click.echo(format_plan(found))
+    if found.too_big:
+        raise click.exceptions.Exit(1)
+
+
 cli.add_command(
     _Lazy("world", "dualipo.world.cli:world", "The small world: makes its data and trains its base models again.")
 )
 cli.add_command(
     _Lazy("reward", "dualipo.critic.videoreward.cli:reward", "VideoReward: trains one and measures reward models.")
+)
+
+cli.add_command(
+    _Lazy(
+        "import",
+        "dualipo.formats.cli:imports",
+        "Brings labels and clips of other formats into a data folder: VideoAlign, VideoGen-RewardBench, GenAI-Bench.",
+    )
 )
 
 for _command in cli.commands.values():

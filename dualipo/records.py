@@ -9,7 +9,7 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -168,10 +168,18 @@ def read_rows(path: str | Path, kind: type[Row], allow_empty: bool = False) -> l
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; a table of {kind.__name__} rows is needed here")
-    rows = [_parse(path, line, content, kind) for line, content in _lines(path)]
+    rows = [parse_row(path, line, content, kind) for line, content in table_lines(path)]
     if not rows and not allow_empty:
         raise UserError(f"{path}: the table is empty; at least one {kind.__name__} row is needed")
     return rows
+
+
+def read_labels(folder: str | Path) -> tuple[list[HumanRating], list[HumanChoice]]:
+    """Human labels of a folder. Ratings may be absent, as in public benchmarks of pairs; raises UserError as
+    `find_table` and `read_rows` for anything else."""
+    rated = any((Path(folder) / f"ratings{suffix}").is_file() for suffix in (".csv", ".jsonl"))
+    ratings = read_rows(find_table(folder, "ratings"), HumanRating) if rated else []
+    return ratings, read_rows(find_table(folder, "choices"), HumanChoice)
 
 
 def find_table(folder: str | Path, stem: str) -> Path:
@@ -183,7 +191,11 @@ def find_table(folder: str | Path, stem: str) -> Path:
     return found[0]
 
 
-def _lines(path: Path) -> Iterable[tuple[int, dict]]:
+def table_lines(path: Path) -> Iterable[tuple[int, Any]]:
+    """Line number and content of each row of a .csv or .jsonl table, unchecked.
+
+    Raises UserError where the file is no readable table, or a CSV row has more fields than the header.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
@@ -200,7 +212,8 @@ def _lines(path: Path) -> Iterable[tuple[int, dict]]:
         raise UserError(f"{path}: not a readable {path.suffix[1:]} table: {error}") from None
 
 
-def _parse(path: Path, line: int, content: object, kind: type[Row]) -> Row:
+def parse_row(path: Path, line: int, content: object, kind: type[Row]) -> Row:
+    """One row of `kind`; raises UserError that names file, line and the first field that does not fit."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:

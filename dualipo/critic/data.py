@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dualipo.critic.base import Critic, Features, Seen
+from dualipo.critic.frames import MAX_FRAMES
 from dualipo.critic.questions import Answered, Question, human_answers
 from dualipo.media.store import ClipStore
-from dualipo.media.video import decode_clip
-from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating, find_table, read_rows
+from dualipo.media.video import sample_clip
+from dualipo.records import PseudoChoice, PseudoRating, read_labels
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,13 @@ class TrainingSet:
 
 def read_human(folder: Path) -> list[Answered]:
     """Majority answers of a folder of human labels (ratings and choices tables beside clips/)."""
-    rows: list[HumanRating | HumanChoice] = [
-        *read_rows(find_table(folder, "ratings"), HumanRating),
-        *read_rows(find_table(folder, "choices"), HumanChoice),
-    ]
-    return human_answers(rows)
+    ratings, choices = read_labels(folder)
+    return human_answers([*ratings, *choices])
 
 
 def see_files(critic: Critic, folder: Path, files: Sequence[str]) -> dict[str, Seen]:
-    """Clips of a folder of mp4 files, seen once each."""
-    return critic.see({file: decode_clip(folder / file) for file in dict.fromkeys(files)})
+    """Clips of a folder of mp4 files, seen once each: frames evenly spread over time, whatever the frame rate."""
+    return critic.see({file: sample_clip(folder / file, MAX_FRAMES) for file in dict.fromkeys(files)})
 
 
 def human_set(critic: Critic, folder: Path) -> TrainingSet:

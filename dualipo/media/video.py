@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from dualipo.errors import UserError
+
+Source = bytes | str | Path
 
 
 def encode_clip(frames: np.ndarray, fps: float = 8.0, scale: int = 1) -> bytes:
@@ -45,24 +49,155 @@ def encode_clip(frames: np.ndarray, fps: float = 8.0, scale: int = 1) -> bytes:
     return buffer.getvalue()
 
 
-def decode_clip(source: bytes | str | Path, name: str | None = None) -> np.ndarray:
-    """Frames of an mp4 (or anything else FFmpeg reads), uint8 (frames, height, width, 3).
+@dataclass(frozen=True)
+class ClipInfo:
+    """What a clip holds, as it is shown: after its edit list and its rotation."""
 
-    Raises UserError that names the clip where it is missing, truncated or holds no frame.
+    frames: int
+    height: int
+    width: int
+    seconds: float
+    """From the first frame's time to the last one's."""
+
+
+def decode_clip(source: Source, name: str | None = None) -> np.ndarray:
+    """Frames of an mp4 (or anything else FFmpeg reads), uint8 (frames, height, width, 3), upright.
+
+    Raises UserError that names the clip where it is missing, truncated, holds no frame, or changes its size.
     """
-    import av
+    return np.stack([_pixels(frame) for frame in _frames(source, name)])
 
-    name = name or (str(source) if not isinstance(source, bytes) else "clip")
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise UserError(f"{name}: no such clip")
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-            stream: Any = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            declared = stream.frames
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    except (av.error.FFmpegError, IndexError) as error:
-        raise UserError(f"{name}: not a readable clip ({error}); replace it or drop its rows") from None
-    if not frames or (declared and len(frames) < declared):
-        raise UserError(f"{name}: truncated, {len(frames)} of {declared} frames decode; replace it or drop its rows")
-    return np.stack(frames)
+
+def sample_clip(source: Source, count: int, name: str | None = None) -> np.ndarray:
+    """At most `count` frames of a clip, evenly spread over its time: uint8 (frames, height, width, 3), upright.
+
+    Each moment is shown by the frame nearest to it, so clips of variable frame rate are sampled as they play, and a
+    picture that stands still for long is shown several times. Only the sampled frames are held in memory. Clips of
+    `count` frames or fewer come whole. Raises UserError as `decode_clip`.
+    """
+    return sample_rows(source, evenly_in_time(frame_times(source, name), count), name)
+
+
+def sample_rows(source: Source, rows: Sequence[int], name: str | None = None) -> np.ndarray:
+    """The frames of the given numbers, in the given order, some perhaps several times.
+
+    The whole clip is decoded, so that a truncated one is found. Raises UserError as `decode_clip`.
+    """
+    wanted = set(rows)
+    kept = {number: _pixels(frame) for number, frame in enumerate(_frames(source, name)) if number in wanted}
+    return np.stack([kept[number] for number in rows])
+
+
+def check_clip(source: Source, name: str | None = None) -> ClipInfo:
+    """Decodes every frame and keeps none. Raises UserError as `decode_clip`."""
+    shape = (0, 0)
+    for frame in _frames(source, name):
+        shape = _upright(frame)
+    times = frame_times(source, name)
+    return ClipInfo(len(times), *shape, float(times[-1] - times[0]))
+
+
+def frame_times(source: Source, name: str | None = None) -> list[Fraction]:
+    """Presentation times of all frames shown, in seconds and in order; nothing is decoded.
+
+    A file without times (a bare H.264 stream) is taken to have a constant rate. Raises UserError as `decode_clip`.
+    """
+    with _Opened(source, name) as (container, stream, name):
+        shown = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        if not shown:
+            raise UserError(f"{name}: holds no frame; replace it or drop its rows")
+        if any(packet.pts is None for packet in shown):
+            rate = stream.average_rate or stream.base_rate or 1
+            return [Fraction(number) / rate for number in range(len(shown))]
+        return sorted(packet.pts * stream.time_base for packet in shown)
+
+
+def evenly_in_time(times: Sequence[Fraction | float], count: int) -> list[int]:
+    """Rows of ascending `times` nearest to `count` moments spread evenly from the first to the last, both included.
+
+    All rows where there are no more than `count`.
+    """
+    if len(times) <= count:
+        return list(range(len(times)))
+    at = np.array([float(time - times[0]) for time in times])
+    return nearest(at, np.linspace(0, at[-1], count))
+
+
+def nearest(at: np.ndarray, moments: np.ndarray) -> list[int]:
+    """For each moment the row of ascending `at` that is nearest to it; of two equally near ones the earlier."""
+    if len(at) == 1:
+        return [0] * len(moments)
+    after = np.searchsorted(at, moments).clip(1, len(at) - 1)
+    before = after - 1
+    return np.where(moments - at[before] <= at[after] - moments, before, after).tolist()
+
+
+class _Opened:
+    """A clip opened for reading, (container, stream, name), with FFmpeg's errors turned into UserErrors."""
+
+    def __init__(self, source: Source, name: str | None):
+        self.source = source
+        self.name = name or (str(source) if not isinstance(source, bytes) else "clip")
+
+    def __enter__(self) -> tuple[Any, Any, str]:
+        import av
+
+        if not isinstance(self.source, bytes) and not Path(self.source).is_file():
+            raise UserError(f"{self.name}: no such clip")
+        try:
+            self.container = av.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source))
+        except av.error.FFmpegError as error:
+            raise self._unreadable(error) from None
+        if not self.container.streams.video:
+            self.container.close()
+            raise self._unreadable("no picture in it")
+        stream: Any = self.container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        return self.container, stream, self.name
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import av
+
+        self.container.close()
+        if isinstance(error, av.error.FFmpegError):
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, why: object) -> UserError:
+        return UserError(f"{self.name}: not a readable clip ({why}); replace it or drop its rows")
+
+
+def _frames(source: Source, name: str | None) -> Iterator[Any]:
+    """Decoded frames in order of presentation. Raises UserError at the end where some are missing.
+
+    What the container declares is compared with the packets it holds, not with the frames: an edit list (a clip cut
+    without encoding it anew) rightly hides some of them.
+    """
+    with _Opened(source, name) as (container, stream, name):
+        declared, packets, hidden, shown, first = stream.frames, 0, 0, 0, None
+        for packet in container.demux(stream):
+            packets += bool(packet.size)
+            hidden += bool(packet.size and packet.is_discard)
+            for frame in packet.decode():
+                shape = _upright(frame)
+                if first is not None and shape != first:
+                    sizes = " to ".join(f"{height}x{width}" for height, width in (first, shape))
+                    raise UserError(f"{name}: its size changes from {sizes}; replace it or drop its rows")
+                first, shown = shape, shown + 1
+                yield frame
+        whole = max(declared, packets) - hidden
+        if shown < max(whole, 1):
+            raise UserError(f"{name}: truncated, {shown} of {whole} frames decode; replace it or drop its rows")
+
+
+def _quarters(frame: Any) -> int:
+    """Quarter turns anticlockwise that set a frame upright; phones film sideways and say so in the file."""
+    return round(frame.rotation / 90) % 4
+
+
+def _upright(frame: Any) -> tuple[int, int]:
+    """(height, width) as shown."""
+    return (frame.width, frame.height) if _quarters(frame) % 2 else (frame.height, frame.width)
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    return np.rot90(frame.to_ndarray(format="rgb24"), _quarters(frame))

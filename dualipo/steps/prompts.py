@@ -7,7 +7,7 @@ from pathlib import Path
 from dualipo.artifacts import write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.records import HumanChoice, HumanRating, Prompt, find_table, read_rows, write_rows
+from dualipo.records import Prompt, read_labels, read_rows, write_rows
 from dualipo.steps import Job, Summary
 
 
@@ -42,6 +42,6 @@ def prompts(config: Config, job: Job, *, test_labels: Path, benchmark: Path, pro
 
 def held_out_texts(test_labels: Path, benchmark: Path) -> frozenset[str]:
     """Every prompt text of the human test set and of the benchmark."""
-    tables = (("ratings", HumanRating), ("choices", HumanChoice))
-    tested = {row.prompt for stem, kind in tables for row in read_rows(find_table(test_labels, stem), kind)}
+    ratings, choices = read_labels(test_labels)
+    tested = {row.prompt for row in [*ratings, *choices]}
     return frozenset(tested | {row.text for row in read_rows(benchmark, Prompt)})

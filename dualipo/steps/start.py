@@ -7,7 +7,7 @@ from pathlib import Path
 from dualipo.artifacts import copy_folder, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, read_rows
+from dualipo.records import Prompt, RealClip, find_table, read_labels, read_rows
 from dualipo.steps import Job, Summary
 
 
@@ -50,19 +50,19 @@ def start(
 
 def check_data(seed_labels: Path, test_labels: Path, real_clips: Path, benchmark: Path) -> None:
     """Reads every table and decodes every clip that it names."""
-    from dualipo.media.video import decode_clip
+    from dualipo.media.video import check_clip
 
     prompts: dict[Path, set[str]] = {}
+    find_table(seed_labels, "ratings")  # only the test set does without
     for folder in (seed_labels, test_labels):
-        ratings = read_rows(find_table(folder, "ratings"), HumanRating)
-        choices = read_rows(find_table(folder, "choices"), HumanChoice)
+        ratings, choices = read_labels(folder)
         prompts[folder] = {row.prompt for row in [*ratings, *choices]}
         named = {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}
         for clip in sorted(named):
-            decode_clip(folder / clip)
+            check_clip(folder / clip)
     real = read_rows(find_table(real_clips, "captions"), RealClip)
     for row in real:
-        decode_clip(real_clips / row.clip)
+        check_clip(real_clips / row.clip)
     held_out = {row.text for row in read_rows(benchmark, Prompt)}
     if shared := sorted(held_out & {row.prompt for row in real}):
         raise UserError(
