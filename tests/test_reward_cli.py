@@ -116,6 +116,6 @@ def test_a_settings_file_that_is_no_mapping_is_named(critic_folder, labels, tmp_
 def test_the_shipped_preset_is_valid(repository):
     import yaml
 
-    section = TrainReward.model_validate(yaml.safe_load((repository / "params/videoreward.yaml").read_text()))
+    section = TrainReward.model_validate(yaml.safe_load((repository / "params/reward/videoreward.yaml").read_text()))
     assert (section.tie_tendency, section.lora_rank, section.lora_alpha) == (5, 64, 128)
     assert (section.learning_rate, section.batch_size) == (2e-6, 32)
