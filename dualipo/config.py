@@ -46,9 +46,9 @@ class Prompts(Section):
 class Generate(Section):
     candidates: int = Field(6, ge=2)
     """Clips sampled for each prompt, one seed each."""
-    steps: PositiveInt = 6
+    steps: PositiveInt = 12
     """Denoising steps."""
-    guidance: NonNegative = 2.0
+    guidance: NonNegative = 1.0
     """Classifier-free guidance scale; 1 switches it off."""
     batch_size: PositiveInt = 64
     """Clips sampled at once."""
@@ -127,7 +127,7 @@ class Align(Section):
     (Flow-RWR), or fine-tuning on the winners (SFT)."""
     beta: Positive = 1000.0
     """Strength of the bond to the reference in DPO and KTO; Flow-DPO's paper uses 500."""
-    learning_rate: Positive = 3e-5
+    learning_rate: Positive = 1e-4
     warmup_steps: int = Field(10, ge=0)
     steps: PositiveInt = 100
     batch_size: PositiveInt = 16
@@ -159,8 +159,8 @@ class Align(Section):
 class Evaluate(Section):
     suite: Literal["small_world"] = "small_world"
     samples_per_prompt: PositiveInt = 3
-    steps: PositiveInt = 6
-    guidance: NonNegative = 2.0
+    steps: PositiveInt = 12
+    guidance: NonNegative = 1.0
     batch_size: PositiveInt = 64
     size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """As `generate.size`."""

@@ -25,7 +25,7 @@ def _folder(command: click.Command) -> click.Command:
 @_folder
 @click.option("--vae-steps", default=1300, show_default=True)
 @click.option("--steps", default=7000, show_default=True, help="Steps of the transformer on clean clips.")
-@click.option("--wild-steps", default=1500, show_default=True, help="Its steps on clips as found in the wild.")
+@click.option("--wild-steps", default=3000, show_default=True, help="Its steps on clips as found in the wild.")
 @click.option("--vae", type=click.Path(path_type=Path), help="Use the VAE of this folder instead of training one.")
 def generator(data: Path, seed: int, vae_steps: int, steps: int, wild_steps: int, vae: Path | None) -> None:
     """Train the base CogVideoX: VAE, text encoder and transformer."""
@@ -49,7 +49,7 @@ def labels(data: Path, seed: int) -> None:
 @_folder
 @click.option("--vision-steps", default=900, show_default=True, help="Steps of the vision tower.")
 @click.option("--steps", default=2500, show_default=True, help="Steps on rendered clips.")
-@click.option("--human-steps", default=400, show_default=True, help="Steps on the human seed labels.")
+@click.option("--human-steps", default=300, show_default=True, help="Steps on the human seed labels.")
 def critic(data: Path, seed: int, vision_steps: int, steps: int, human_steps: int) -> None:
     """Train the base critic: rendered clips first, then the human seed labels."""
     from dualipo.generator.base import load_generator

@@ -25,11 +25,11 @@ from dualipo.world.oracle import judge
 from dualipo.world.scene import FPS, Scene, render
 
 SEED_PROMPTS, TEST_PROMPTS, BENCHMARK_PROMPTS, REAL_CLIPS = 128, 40, 60, 160
-AS_ASKED, MISREAD, HURRIED = 4, 3, 1
+AS_ASKED, MISREAD, HURRIED = 6, 1, 1
 """Clips a prompt: sampled for the prompt itself; for one that differs in an attribute or two; in a single step. People
 compare clips of several generators, some of which follow a prompt or finish a clip less well."""
 PAIRS_A_PROMPT = 9
-STEPS, GUIDANCE = 6, 2.0
+STEPS, GUIDANCE = 12, 1.0
 
 
 def make_data(folder: Path, generator: Path, seed: int = 0) -> None:

@@ -25,7 +25,7 @@ from dualipo.world.words import word_tokenizer
 
 WIDTH, TEXT_LENGTH, CHANNELS = 160, 20, 12
 CAPTIONS = 8000
-WRONG_CAPTIONS, FAULTY_CLIPS = 0.15, 0.35
+WRONG_CAPTIONS, FAULTY_CLIPS = 0.15, 0.6
 
 
 def web_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -41,7 +41,7 @@ def train_generator(
     seed: int = 0,
     vae_steps: int = 1300,
     steps: int = 7000,
-    wild_steps: int = 1500,
+    wild_steps: int = 3000,
     batch_size: int = 32,
     vae: Path | None = None,
 ) -> None:
@@ -69,7 +69,7 @@ def train_generator(
     # Easy clips first: on the uneven mixture from the start, shapes and directions are hardly learnt in this time.
     lessons = [(clean, alone)] * (steps * 2 // 5) + [(clean, every)] * (steps - steps * 2 // 5)
     _train_denoiser(generator, lessons, texts, batch_size, 1.5e-3, rng, seed)
-    _train_denoiser(generator, [(found, every)] * wild_steps, texts, batch_size, 4e-4, rng, seed + 1)
+    _train_denoiser(generator, [(found, every)] * wild_steps, texts, batch_size, 1e-3, rng, seed + 1)
     with atomic(folder) as temporary:
         generator.save(temporary)
 
