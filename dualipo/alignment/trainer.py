@@ -22,12 +22,12 @@ from dualipo.alignment.losses import (
     sft_loss,
 )
 from dualipo.config import Align
+from dualipo.curves import Series
 from dualipo.errors import UserError
 from dualipo.generator.base import Generator
 from dualipo.steps import derive_seed
 from dualipo.training_state import load_state, save_state
 
-Series = dict[str, list[tuple[int, float]]]
 PAIRED = ("dpo", "flow_dpo")
 """Losses on pairs of winner and loser."""
 REFERRED = (*PAIRED, "kto")

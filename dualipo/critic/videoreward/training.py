@@ -17,12 +17,12 @@ from dualipo.critic.videoreward.losses import TIE, bt_loss, btt_loss, regression
 from dualipo.critic.videoreward.model import VideoReward
 from dualipo.critic.videoreward.scale import Scale
 from dualipo.critic.videoreward.settings import TrainReward
+from dualipo.curves import Series
 from dualipo.errors import UserError
 from dualipo.evaluation.calibration import calibrate
 from dualipo.steps import derive_seed
 from dualipo.training_state import load_state, save_state
 
-Series = dict[str, list[tuple[int, float]]]
 Clips = Mapping[str, np.ndarray]
 
 
