@@ -49,3 +49,12 @@ def autograd(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tens
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+ERRORS = [1 + random(6, seed=seed, scale=0.1) for seed in range(4)]
+"""error_w, error_l, reference_error_w, reference_error_l of six pairs."""
+ROWS = list(zip(*(tensor.tolist() for tensor in ERRORS), strict=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numeric import autograd, central_differences, minus_log_sigmoid, random, sigmoid
+from numeric import autograd, central_differences, column, minus_log_sigmoid, random, sigmoid
 
 from dualipo.critic.certainty import certainty, dpo_loss, implicit_reward, sequence_logprob, srpo_loss
 
@@ -22,10 +22,6 @@ REWARDS = [
 ]
 """R of winner and loser of each pair, as plain numbers."""
 nats = st.floats(-1e6, 1e6)
-
-
-def column(*values: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype)
 
 
 def test_sequence_logprobs_of_all_sequences_sum_to_one():

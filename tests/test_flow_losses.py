@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numeric import autograd, central_differences, minus_log_sigmoid, random
+from numeric import ERRORS, ROWS, autograd, central_differences, column, minus_log_sigmoid, random
 
 from dualipo.alignment.losses import (
     denoising_error,
@@ -26,15 +26,8 @@ from dualipo.alignment.losses import (
 from dualipo.alignment.omega import flow_snr_weight
 
 torch.set_num_threads(1)
-ERRORS = [1 + random(6, seed=seed, scale=0.1) for seed in range(4)]
-"""error_w, error_l, reference_error_w, reference_error_l of six pairs."""
-ROWS = list(zip(*(tensor.tolist() for tensor in ERRORS), strict=True))
 TIMES = torch.tensor([0.0, 0.1, 0.4, 0.75, 0.99, 1.0], dtype=torch.float64)
 REWARDS = random(6, seed=11, scale=2.0)
-
-
-def column(*values: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype)
 
 
 # Flow-DPO

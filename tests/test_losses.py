@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numeric import autograd, central_differences, minus_log_sigmoid, random, sigmoid
+from numeric import ERRORS, ROWS, autograd, central_differences, column, minus_log_sigmoid, random, sigmoid
 
 from dualipo.alignment.losses import (
     denoising_error,
@@ -21,17 +21,10 @@ from dualipo.alignment.omega import snr_weight
 from dualipo.errors import UserError
 
 torch.set_num_threads(1)
-ERRORS = [1 + random(6, seed=seed, scale=0.1) for seed in range(4)]
-"""error_w, error_l, reference_error_w, reference_error_l of six pairs."""
-ROWS = list(zip(*(tensor.tolist() for tensor in ERRORS), strict=True))
 OMEGA = random(6, seed=9).abs() + 0.1
 DESIRABLE = torch.tensor([True, False, True, True, False, False])
 SIDES = [1, -1, 1, 1, -1, -1]
 errors = st.floats(0, 1e6)
-
-
-def column(*values: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype)
 
 
 def all_finite(*tensors: torch.Tensor) -> bool:

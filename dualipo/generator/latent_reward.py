@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from dualipo.critic.videoreward.losses import TIE, bt_loss
 from dualipo.generator.base import Generator
 from dualipo.records import DIMENSIONS
 
@@ -58,9 +58,9 @@ def bradley_terry_loss(first: Tensor, second: Tensor, preferred: Tensor) -> Tens
     """
     if not first.shape == second.shape == preferred.shape:
         raise ValueError(f"shapes differ: {tuple(first.shape)}, {tuple(second.shape)}, {tuple(preferred.shape)}")
-    judged = preferred != 0
-    losses = -F.logsigmoid(preferred.to(first) * (first - second))
-    return torch.where(judged, losses, 0.0).sum() / judged.sum().clamp(min=1)
+    verdicts = torch.where(preferred == 0, TIE, torch.where(preferred > 0, 0, 1))
+    losses = bt_loss(first.flatten(), second.flatten(), verdicts.flatten())
+    return losses.sum() / (verdicts != TIE).sum().clamp(min=1)
 
 
 def fit_latent_reward(

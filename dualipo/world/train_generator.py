@@ -20,7 +20,7 @@ from dualipo.generator.cogvideox import CogVideoX
 from dualipo.world.captions import mistaken, random_captions
 from dualipo.world.corrupt import random_fault, render_with_faults
 from dualipo.world.optimizing import optimize
-from dualipo.world.scene import FRAMES, SIZE, Scene
+from dualipo.world.scene import FRAMES, SIZE, Scene, render
 from dualipo.world.words import word_tokenizer
 
 WIDTH, TEXT_LENGTH, CHANNELS = 160, 20, 12
@@ -54,9 +54,7 @@ def train_generator(
     rng = np.random.default_rng(seed)
     captions = random_captions(CAPTIONS, seed)
     texts = [text for text, _ in captions]
-    sharp = np.stack(
-        [render_with_faults(scene, [], i) for i, (_, scene) in enumerate(tqdm(captions, desc="rendering"))]
-    )
+    sharp = np.stack([render(scene, i) for i, (_, scene) in enumerate(tqdm(captions, desc="rendering"))])
     codec = _load_vae(vae) if vae else _train_vae(sharp, vae_steps, rng)
     generator = _build(codec)
     clean = _encode(generator, sharp)
