@@ -263,7 +263,7 @@ def test_only_the_world_itself_and_the_benchmark_know_the_oracle(repository):
             module = getattr(node, "module", None) or ""
             if any("oracle" in f"{module}.{name}" for name in names):
                 users.add(file.relative_to(package).as_posix())
-    assert users == {"world/annotators.py", "world/benchmark.py", "world/data.py"}
+    assert users == {"world/annotators.py", "world/benchmark.py", "world/data.py", "world/examples.py"}
 
 
 # The annotators
@@ -322,14 +322,18 @@ def test_without_noise_the_better_clip_is_chosen_and_close_ones_tie(monkeypatch)
         return {(row.clip_a, row.clip_b, row.dimension, row.verdict) for row in rows}
 
     best, worse = looks(0.9, 0.9), looks(0.9, 0.9, missed=("size",))
-    assert verdicts(best, worse) == {("x", "y", "overall", "a")}, "0.21 apart"
+    assert verdicts(best, worse) == {("x", "y", "overall", "a")}, "0.4 apart"
     assert verdicts(worse, best) == {("x", "y", "overall", "b")}
     assert verdicts(best, looks(0.9, 0.75)) == {("x", "y", "overall", "tie")}, "both look good"
-    assert verdicts(best, looks(0.9, 0.6)) == {("x", "y", "overall", "tie")}, "good against normal, 0.075 apart"
-    assert verdicts(best, looks(0.6, 0.6)) == {("x", "y", "overall", "a")}, "in both, 0.15 apart"
-    assert verdicts(worse, looks(0.4, 0.4)) == {("x", "y", "overall", "a")}, "0.09 apart"
-    assert annotators.overall({"a": False, "b": False, "c": True}, 0.8, 0.5) == pytest.approx(0.7 * 0.4 + 0.15 + 0.075)
-    assert annotators.overall(dict.fromkeys("abcde", False), 0, 0) == 0
+    assert verdicts(best, looks(0.6, 0.6)) == {("x", "y", "overall", "tie")}, "good against normal in both, 0.1 apart"
+    assert verdicts(best, looks(0.4, 0.6)) == {("x", "y", "overall", "a")}, "0.15 apart"
+    assert verdicts(worse, looks(0.4, 0.4)) == {("x", "y", "overall", "b")}, "what it shows outweighs how, by 0.2"
+    both = looks(0.9, 0.9, missed=("size", "shape")), looks(0.9, 0.9, missed=("size", "shape", "motion"))
+    assert verdicts(*both) == {("x", "y", "overall", "tie")}, "both bad"
+    levels = {"semantic": "normal", "motion": "good", "faithfulness": "bad"}
+    assert annotators.overall(levels) == pytest.approx(0.8 * 0.5 + 0.1)
+    assert annotators.overall(dict.fromkeys(levels, "bad")) == 0
+    assert annotators.overall(dict.fromkeys(levels, "good")) == pytest.approx(1)
 
 
 def test_annotators_err_as_often_as_declared_and_the_majority_less():

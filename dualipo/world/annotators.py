@@ -6,7 +6,7 @@ carries a reason, from which the critic learns to reason before it judges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -18,10 +18,11 @@ SLIP = 0.05
 """Chance that an annotator's verdict is a neighbouring one."""
 BLUR = 0.03
 """Standard deviation of an annotator's impression of a quality, of 1."""
-TIE = 0.08
+TIE = 0.12
 """Difference of how good two clips are, of 1, below which an annotator calls a tie."""
 _GOOD, _BAD = 0.72, 0.45
 _WORTH = {"good": 1.0, "normal": 0.5, "bad": 0.0}
+_WEIGHTS = {"semantic": 0.8, "motion": 0.1, "faithfulness": 0.1}
 _NEIGHBOURS = {"good": ["normal"], "normal": ["good", "bad"], "bad": ["normal"]}
 
 
@@ -53,15 +54,21 @@ def rate_quality(value: float) -> str:
     return "good" if value >= _GOOD else "normal" if value >= _BAD else "bad"
 
 
-def overall(holds: dict[str, bool], smoothness: float, faithfulness: float) -> float:
-    """How good a clip is to an annotator, in [0, 1]: what it shows counts 0.7, how it moves and looks 0.15 each.
+def ratings(holds: dict[str, bool], smoothness: float, faithfulness: float) -> dict[str, str]:
+    """The guideline's verdict on each dimension."""
+    return {
+        "semantic": rate_semantic(holds),
+        "motion": rate_quality(smoothness),
+        "faithfulness": rate_quality(faithfulness),
+    }
 
-    Every wrong attribute costs 0.3 of the 0.7, down to nothing. Motion and look count as good, normal or bad, as the
-    annotator notes them down, so that a choice follows from its reason.
+
+def overall(verdicts: Mapping[str, str]) -> float:
+    """How good a clip is to an annotator, in [0, 1], from its three ratings: good 1, normal 0.5, bad 0.
+
+    What it shows counts 0.8, how it moves and how it looks 0.1 each, so that a choice follows from its reason.
     """
-    wrong = len(holds) - sum(holds.values())
-    worth = _WORTH[rate_quality(smoothness)] + _WORTH[rate_quality(faithfulness)]
-    return 0.7 * max(0.0, 1 - 0.3 * wrong) + 0.15 * worth
+    return sum(weight * _WORTH[verdicts[dimension]] for dimension, weight in _WEIGHTS.items())
 
 
 def choose(first: float, second: float) -> str:
@@ -92,11 +99,7 @@ def annotate_clip(clip: str, prompt: str, judgement: Judgement, rng: np.random.G
     """Three annotators' ratings of one clip on the three dimensions."""
     for annotator in ANNOTATORS:
         smooth, faithful = _impressions(judgement, rng)
-        verdicts = {
-            "semantic": rate_semantic(judgement.holds),
-            "motion": rate_quality(smooth),
-            "faithfulness": rate_quality(faithful),
-        }
+        verdicts = ratings(judgement.holds, smooth, faithful)
         reasons = rating_reasons(judgement.seen, judgement.holds, smooth, faithful)
         for dimension, verdict in verdicts.items():
             if rng.random() < SLIP:
@@ -119,7 +122,7 @@ def annotate_pair(
         scores, parts = [], []
         for judgement in judgements:
             smooth, faithful = _impressions(judgement, rng)
-            scores.append(overall(judgement.holds, smooth, faithful))
+            scores.append(overall(ratings(judgement.holds, smooth, faithful)))
             parts.append(rating_reasons(judgement.seen, judgement.holds, smooth, faithful))
         verdict = choose(*scores)
         if rng.random() < SLIP:

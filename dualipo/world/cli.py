@@ -47,12 +47,14 @@ def labels(data: Path, seed: int) -> None:
 
 @world.command()
 @_folder
-@click.option("--vision-steps", default=900, show_default=True, help="Steps of the vision tower.")
-@click.option("--steps", default=2500, show_default=True, help="Steps on rendered clips.")
-@click.option("--human-steps", default=300, show_default=True, help="Steps on the human seed labels.")
-def critic(data: Path, seed: int, vision_steps: int, steps: int, human_steps: int) -> None:
-    """Train the base critic: rendered clips first, then the human seed labels."""
+@click.option("--vision-steps", default=900, show_default=True, help="Steps of the vision tower on rendered clips.")
+@click.option("--steps", default=2500, show_default=True, help="Steps of the language model on rendered clips.")
+@click.option("--generated-steps", default=1700, show_default=True, help="Steps of both on described generated clips.")
+@click.option("--human-steps", default=150, show_default=True, help="Steps of both on the human seed labels.")
+def critic(data: Path, seed: int, vision_steps: int, steps: int, generated_steps: int, human_steps: int) -> None:
+    """Train the base critic: rendered and generated clips that are described first, then the human seed labels."""
     from dualipo.generator.base import load_generator
+    from dualipo.world.data import described_pairs
     from dualipo.world.train_critic import train_reference, warm_start
 
     prepare_torch()
@@ -61,7 +63,8 @@ def critic(data: Path, seed: int, vision_steps: int, steps: int, human_steps: in
     def restore(clips):
         return model.decode(model.encode_clips(clips))
 
-    train_reference(data / "critic_reference", seed, vision_steps, steps, restore)
+    described = described_pairs(data, model, seed)
+    train_reference(data / "critic_reference", seed, described, restore, (vision_steps, steps, generated_steps))
     warm_start(data / "critic_reference", data / "critic", data / "seed", seed, human_steps, restore)
 
 

@@ -14,18 +14,21 @@ import numpy as np
 from tqdm import tqdm
 
 from dualipo.artifacts import atomic
+from dualipo.critic.data import read_human
 from dualipo.generator.base import Generator, load_generator
 from dualipo.media.video import decode_clip, encode_clip
 from dualipo.prompts import load_space, sample_prompts
-from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, Record, write_rows
+from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, Record, read_rows, write_rows
 from dualipo.steps import derive_seed
 from dualipo.world.annotators import annotate_clip, annotate_pair
 from dualipo.world.captions import mistaken, sentence
+from dualipo.world.examples import Pair, generated_pairs
 from dualipo.world.oracle import judge
 from dualipo.world.scene import FPS, Scene, render
 
 SEED_PROMPTS, TEST_PROMPTS, BENCHMARK_PROMPTS, REAL_CLIPS = 128, 40, 60, 160
-AS_ASKED, MISREAD, HURRIED = 6, 1, 1
+DESCRIBED_PROMPTS = 3000
+AS_ASKED, MISREAD, HURRIED = 4, 3, 1
 """Clips a prompt: sampled for the prompt itself; for one that differs in an attribute or two; in a single step. People
 compare clips of several generators, some of which follow a prompt or finish a clip less well."""
 PAIRS_A_PROMPT = 9
@@ -48,6 +51,17 @@ def make_data(folder: Path, generator: Path, seed: int = 0) -> None:
         _write_real_clips(temporary, derive_seed(seed, "real"), frozenset(taken))
 
 
+def described_pairs(folder: Path, generator: Generator, seed: int = 0) -> list[Pair]:
+    """Clips of the generator with descriptions, of prompts that stand neither in test/ nor in benchmark.jsonl."""
+    held_out = {answered.question.prompt for answered in read_human(folder / "test")}
+    held_out |= {prompt.text for prompt in read_rows(folder / "benchmark.jsonl", Prompt)}
+    space = load_space("small_world")
+    drawn = sample_prompts(
+        space, DESCRIBED_PROMPTS, derive_seed(seed, "described"), exclude=frozenset(held_out), prefix="d"
+    )
+    return generated_pairs(generator, list(drawn), derive_seed(seed, "described", "clips"), STEPS, GUIDANCE)
+
+
 def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Prompt], seed: int) -> None:
     """Samples clips of each prompt and lets the simulated annotators rate all and compare some pairs."""
     (folder / "clips").mkdir(parents=True)
@@ -66,8 +80,8 @@ def write_human_labels(folder: Path, generator: Generator, prompts: Sequence[Pro
         pairs = list(itertools.permutations(range(len(sampled)), 2))
         for a, b in _some_pairs(pairs, rng):
             choices += annotate_pair((names[a], names[b]), prompt.text, (judged[a], judged[b]), rng)
-    _write_csv(folder / "ratings.csv", ratings)
-    _write_csv(folder / "choices.csv", choices)
+    write_csv(folder / "ratings.csv", ratings)
+    write_csv(folder / "choices.csv", choices)
 
 
 def _answers(generator: Generator, text: str, scene: Scene, rng: np.random.Generator, seed: int) -> np.ndarray:
@@ -103,10 +117,10 @@ def _write_real_clips(folder: Path, seed: int, held_out: frozenset[str]) -> None
         clip = render(Scene.of(prompt.attributes), derive_seed(seed, prompt.id))
         (folder / name).write_bytes(encode_clip(clip, FPS))
         rows.append(RealClip(clip=name, prompt=prompt.text))
-    _write_csv(folder / "captions.csv", rows)
+    write_csv(folder / "captions.csv", rows)
 
 
-def _write_csv(path: Path, rows: Iterable[Record]) -> None:
+def write_csv(path: Path, rows: Iterable[Record]) -> None:
     rows = [row.model_dump() for row in rows]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -1,14 +1,13 @@
 """The small world's base critic, trained from nothing in two stages, as a real one is.
 
-First, as a vision-language model would be, on rendered clips whose captions and faults are known from how they were
-drawn: no oracle, no human label. That is the critic's reference. Then the warm start: instruction tuning on the human
-seed labels with their reasons, loss on the answer's tokens only (Dual-IPO 4.1).
+First, as a vision-language model would be, on clips described by others (examples.py): no human label. That is the
+critic's reference. Then the warm start: instruction tuning on the human seed labels with their reasons, loss on the
+answer's tokens only (Dual-IPO 4.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,15 @@ import torch.nn.functional as F
 from dualipo.artifacts import atomic
 from dualipo.critic.base import Critic, load_critic
 from dualipo.critic.data import read_human
-from dualipo.critic.questions import Answered, Question, swapped_verdict
+from dualipo.critic.questions import Answered, swapped_verdict
 from dualipo.critic.qwen2vl import Qwen2VL
 from dualipo.media.video import decode_clip
-from dualipo.world.annotators import choice_reason, choose, overall, rate_quality, rate_semantic, rating_reasons
-from dualipo.world.captions import mistaken, random_captions
-from dualipo.world.corrupt import Fault, random_fault, render_with_faults
+from dualipo.world.examples import Examples, Pair, Restore, rendered_pairs
 from dualipo.world.optimizing import optimize
-from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, RELATIONS, SHAPES, SPEEDS, Scene
+from dualipo.world.scene import BACKGROUNDS, COLOURS, DIRECTIONS, RADII, RELATIONS, SHAPES, SPEEDS
 from dualipo.world.words import word_tokenizer
 
 VERDICT_WEIGHT = 8.0
-Restore = Callable[[np.ndarray], np.ndarray]
 
 
 def build_critic() -> Critic:
@@ -74,106 +70,28 @@ def build_critic() -> Critic:
     return Qwen2VL(Qwen2VLForConditionalGeneration(config), tokenizer)
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A rendered clip and all that is known of it from how it was drawn."""
-
-    clip: np.ndarray
-    shown: Scene
-    smoothness: float
-    faithfulness: float
-
-    def answers(self, asked: Scene) -> tuple[dict[str, str], dict[str, str], float]:
-        """Reasons and verdicts by dimension, and how good the clip is overall, as an answer to a prompt."""
-        seen = {key: value for key, value in asdict(self.shown).items() if value is not None}
-        wanted = {key: value for key, value in asdict(asked).items() if value is not None}
-        if wanted.get("speed") or seen.get("speed"):
-            seen.setdefault("speed", "still")
-        holds = {key: seen.get(key) == value for key, value in wanted.items()}
-        verdicts = {
-            "semantic": rate_semantic(holds),
-            "motion": rate_quality(self.smoothness),
-            "faithfulness": rate_quality(self.faithfulness),
-        }
-        reasons = rating_reasons(seen, holds, self.smoothness, self.faithfulness)
-        return reasons, verdicts, overall(holds, self.smoothness, self.faithfulness)
-
-
-def render_answer(asked: Scene, rng: np.random.Generator) -> Rendered:
-    """A clip as a generator might answer the prompt: half the time with wrong attributes, often with faults."""
-    shown = mistaken(asked, rng, int(rng.choice([1, 2]))) if rng.random() < 0.5 else asked
-    faults: list[Fault] = []
-    if rng.random() < 0.5:
-        faults = [random_fault(rng, dimension) for dimension in ("motion", "faithfulness") if rng.random() < 0.6]
-    quality = {"motion": 0.93, "faithfulness": 0.9}
-    for fault in faults:
-        quality[fault.dimension] = 0.75 - 0.75 * fault.severity
-        if fault.name in ("teleport", "vanish", "flicker"):
-            other = "faithfulness" if fault.dimension == "motion" else "motion"
-            quality[other] = min(quality[other], 0.95 - 0.4 * fault.severity)
-    clip = render_with_faults(shown, faults, int(rng.integers(2**31)))
-    return Rendered(clip, shown, quality["motion"], quality["faithfulness"])
-
-
-class RenderedExamples:
-    """Questions about rendered clips, answered from how the clips were drawn: two clips for each prompt."""
-
-    def __init__(self, seed: int, prompts: int, restore: Restore | None = None):
-        """`restore` passes half the clips through the generator's VAE: the critic is to know how decoded ones look."""
-        self.rng = np.random.default_rng(seed)
-        self.captions = random_captions(prompts, seed)
-        made = [render_answer(scene, self.rng) for _, scene in self.captions for _ in range(2)]
-        if restore is not None:
-            for start in range(0, len(made), 64):
-                part = made[start : start + 64 : 2]
-                decoded = restore(np.stack([item.clip for item in part]))
-                made[start : start + 64 : 2] = [
-                    replace(item, clip=clip) for item, clip in zip(part, decoded, strict=True)
-                ]
-        self.clips = made
-
-    def draw(self, ratings: int, choices: int) -> list[Answered]:
-        """Random questions on clips named by their place in `clips`."""
-        drawn = []
-        for index in range(ratings):
-            dimension = ("semantic", "semantic", "motion", "faithfulness")[index % 4]
-            place = int(self.rng.integers(len(self.clips)))
-            prompt, scene = self.captions[place // 2]
-            reasons, verdicts, _ = self.clips[place].answers(scene)
-            drawn.append(Answered(Question(dimension, prompt, (f"{place}",)), verdicts[dimension], reasons[dimension]))
-        for _ in range(choices):
-            place = int(self.rng.integers(len(self.captions)))
-            prompt, scene = self.captions[place]
-            order = [2 * place, 2 * place + 1] if self.rng.random() < 0.5 else [2 * place + 1, 2 * place]
-            found = [self.clips[i].answers(scene) for i in order]
-            question = Question("overall", prompt, (f"{order[0]}", f"{order[1]}"))
-            verdict = choose(found[0][2], found[1][2])
-            drawn.append(Answered(question, verdict, choice_reason([found[0][0], found[1][0]])))
-        return drawn
-
-
-def pretrain_vision(critic: Critic, source: RenderedExamples, steps: int, batch_size: int = 40) -> None:
+def pretrain_vision(critic: Critic, source: Examples, steps: int, batch_size: int = 40) -> None:
     """Teaches the vision tower to tell attributes apart, as CLIP's captions teach a real one; heads are thrown away."""
     vocabularies = {
         "shape": SHAPES, "colour": tuple(COLOURS), "size": (None, *RADII), "motion": tuple(DIRECTIONS),
-        "speed": (None, *SPEEDS), "background": tuple(BACKGROUNDS), "shape2": (None, *SHAPES),
+        "speed": (None, "still", *SPEEDS), "background": tuple(BACKGROUNDS), "shape2": (None, *SHAPES),
         "colour2": (None, *COLOURS), "relation": (None, *RELATIONS),
     }  # fmt: skip
     quality = ("good", "normal", "bad")
+    described = source.described
     tower = critic.model.model.visual
-    width = critic.see_batch(source.clips[0].clip[None])[0].tokens.numel()
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(words)) for name, words in vocabularies.items()})
-    heads.update({name: torch.nn.Linear(width, 3) for name in ("smoothness", "faithfulness")})
+    width = critic.see_batch(described[0].clip[None])[0].tokens.numel()
     labels = {
-        name: torch.tensor([words.index(getattr(c.shown, name)) for c in source.clips])
+        name: torch.tensor([words.index(item.seen.get(name)) for item in described])
         for name, words in vocabularies.items()
     }
-    for name in ("smoothness", "faithfulness"):
-        labels[name] = torch.tensor([quality.index(rate_quality(getattr(c, name))) for c in source.clips])
+    for name in ("motion", "faithfulness"):
+        labels[f"how {name}"] = torch.tensor([quality.index(item.verdicts[name]) for item in described])
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, int(known.max()) + 1) for name, known in labels.items()})
 
     def loss(step: int) -> torch.Tensor:
-        rows = source.rng.integers(len(source.clips), size=batch_size)
-        seen = critic.see_batch(np.stack([source.clips[i].clip for i in rows]))
+        rows = source.rng.integers(len(described), size=batch_size)
+        seen = critic.see_batch(np.stack([described[i].clip for i in rows]))
         flat = torch.stack([item.tokens.flatten() for item in seen])
         return torch.stack([F.cross_entropy(head(flat), labels[name][rows]) for name, head in heads.items()]).mean()
 
@@ -216,17 +134,33 @@ def train_answers(
     critic.model.eval()
 
 
-def train_reference(folder: Path, seed: int, vision_steps: int, steps: int, restore: Restore | None) -> None:
-    """Stage one: the critic before any human label."""
+def train_reference(
+    folder: Path, seed: int, generated: Sequence[Pair], restore: Restore | None, steps: tuple[int, int, int]
+) -> None:
+    """Stage one: the critic before any human label.
+
+    `steps`: of the vision tower and of the language model on rendered clips, and of both on `generated` ones.
+    """
     torch.manual_seed(seed)
     critic = build_critic()
-    source = RenderedExamples(seed, 4000, restore)
-    pretrain_vision(critic, source, vision_steps)
+    rendered = Examples(rendered_pairs(4000, seed, restore), seed)
+    pretrain_vision(critic, rendered, steps[0])
     critic.model.eval()
-    clips = {f"{i}": item.clip for i, item in enumerate(source.clips)}
-    train_answers(critic, lambda: source.draw(28, 14), clips, steps, 1.5e-3, "critic, rendered clips", vision=False)
+    draw = lambda: rendered.draw(28, 14)  # noqa: E731
+    train_answers(critic, draw, rendered.clips, steps[1], 1.5e-3, "critic, rendered clips", vision=False)
+    describe(critic, seed, generated, rendered, steps[2])
     with atomic(folder) as temporary:
         critic.save(temporary)
+
+
+def describe(critic: Critic, seed: int, generated: Sequence[Pair], rendered: Examples, steps: int) -> None:
+    """Tunes the whole critic on described clips of the generator, beside rendered ones."""
+    own = Examples(generated, seed, prefix="generated-")
+
+    def draw() -> list[Answered]:
+        return [*own.draw(24, 8), *rendered.draw(4, 2)]
+
+    train_answers(critic, draw, own.clips | rendered.clips, steps, 8e-4, "critic, generated clips", vision=True)
 
 
 def warm_start(
@@ -235,10 +169,9 @@ def warm_start(
     """Stage two: instruction tuning on the human seed labels, beside rendered clips so that nothing is forgotten."""
     torch.manual_seed(seed)
     critic = load_critic(reference)
-    source = RenderedExamples(seed + 1, 600, restore)
+    rendered = Examples(rendered_pairs(600, seed + 1, restore), seed + 1)
     human = read_human(seed_labels)
     clips = {name: decode_clip(seed_labels / name) for name in {clip for a in human for clip in a.question.clips}}
-    clips |= {f"{i}": item.clip for i, item in enumerate(source.clips)}
     by_kind = [[a for a in human if a.question.kind == kind] for kind in ("rating", "choice")]
     rng = np.random.default_rng(seed)
 
@@ -246,9 +179,9 @@ def warm_start(
         chosen = []
         for own, count in zip(by_kind, (20, 12), strict=True):
             chosen += [_turned(own[i], rng) for i in rng.integers(len(own), size=count)]
-        return [*chosen, *source.draw(4, 3)]
+        return [*chosen, *rendered.draw(4, 3)]
 
-    train_answers(critic, draw, clips, steps, 5e-4, "critic, human seed labels", vision=True)
+    train_answers(critic, draw, clips | rendered.clips, steps, 2e-4, "critic, human seed labels", vision=True)
     with atomic(folder) as temporary:
         critic.save(temporary)
 
