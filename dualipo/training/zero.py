@@ -162,7 +162,7 @@ class Zero:
 
     def close(self) -> None:
         from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         model, kept = self.task.root, {}
         for parameter in dict.fromkeys(model.parameters()):
