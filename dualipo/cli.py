@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dualipo import __version__
-from dualipo.errors import UserError
+from dualipo.errors import Terminated, UserError
 from dualipo.steps import GRAPH, Port, Step
 
 if TYPE_CHECKING:
@@ -165,7 +165,12 @@ class _StepCommand(click.Command):
         from dualipo.config import Config
 
         sections = Config().model_dump(mode="json", include=set(self.step.sections))
-        rows = [(f"{s}.{key}", f"[default: {value}]") for s in self.step.sections for key, value in sections[s].items()]
+        rows = []
+        for name in self.step.sections:
+            values = dict(sections[name])
+            nested = values.pop("training", {})
+            rows += [(f"{name}.{key}", f"[default: {value}]") for key, value in values.items()]
+            rows += [(f"{name}.training.{key}", f"[default: {value}]") for key, value in nested.items()]
         with formatter.section("Parameters it reads (params.yaml, or -S)"):
             formatter.write_dl(rows)
 
@@ -341,12 +346,8 @@ for _command in cli.commands.values():
 # ---- the door
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a command as Ctrl-C does, so that it can be resumed."""
-
-
 def _on_terminate(number: int, frame: Any) -> NoReturn:
-    raise _Terminated
+    raise Terminated
 
 
 def main() -> None:
@@ -363,7 +364,9 @@ def main() -> None:
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         command = shlex.join(["dualipo", *sys.argv[1:]])
+        terminated = next((e for e in (error, error.__cause__) if isinstance(e, Terminated)), None)
+        if terminated is not None and str(terminated):
+            click.echo(str(terminated), err=True)
         click.echo(f"stopped; what is finished is kept. To go on where it was: {command}", err=True)
-        terminated = isinstance(error, _Terminated) or isinstance(error.__cause__, _Terminated)
-        status = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+        status = 128 + (signal.SIGINT if terminated is None else signal.SIGTERM)
     sys.exit(status)

@@ -85,6 +85,45 @@ class CheckLabels(Section):
     """Bound on |share - target share| of each prompt category."""
 
 
+class Training(Section):
+    """How a model is trained, whatever its loss: processes, precision, averages, when to stop. See docs/training.md."""
+
+    processes: PositiveInt = 1
+    """Processes that the step runs in on this machine, one a GPU; a batch is shared out among them."""
+    zero: int = Field(0, ge=0, le=3)
+    """DeepSpeed's ZeRO stage: 0 keeps all states on every process, 2 shards optimizer and gradients, 3 weights too."""
+    offload: bool = False
+    """Keeps the sharded optimizer states, and with ZeRO-3 the weights, in the CPU's memory."""
+    precision: Literal["as_stored", "bf16"] = "as_stored"
+    """`as_stored` computes in the checkpoint's own type; `bf16` computes in bfloat16 over float32 master weights."""
+    gradient_checkpointing: bool = False
+    """Keeps each block's input alone for the backward pass and computes the rest again."""
+    micro_batch_size: PositiveInt | None = None
+    """Examples that one process computes at once; gradients of micro-batches add up to the batch's. null: its share."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay of the exponential moving average of weights that the candidate ends with; null keeps the last weights."""
+    raised_learning_rate: Positive | None = None
+    """Learning rate once training is stable (Dual-IPO: 2e-6, then 2e-5); null never raises it."""
+    raise_after: PositiveInt | None = None
+    """Steps before the learning rate is raised; null measures when the loss is stable (our reading)."""
+    stop_on_divergence: bool = False
+    """Ends a training whose loss is not finite, or whose winner and loser errors both rise; off: only says so."""
+    divergence_window: PositiveInt = 20
+    """Steps in each of the two windows whose means are compared."""
+    divergence_bound: Positive = 0.1
+    """Mean d(y) of winners and of losers above which rising is divergence; the target's variance is about 1."""
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Training:
+        if self.zero == 1:
+            raise ValueError("zero: stage 1 is not offered; use 0, 2 or 3")
+        if self.offload and not self.zero:
+            raise ValueError("offload needs zero: 2 or 3")
+        if self.raise_after is not None and self.raised_learning_rate is None:
+            raise ValueError("raise_after needs raised_learning_rate")
+        return self
+
+
 class TrainCritic(Section):
     algorithm: Literal["srpo", "dpo", "none"] = "srpo"
     """`srpo` weights each pair's DPO loss by its certainty; `dpo` does not; `none` keeps the critic as it is."""
@@ -100,6 +139,9 @@ class TrainCritic(Section):
     seed_share: Share = 0.7
     """Share of human seed labels among the instruction-tuning examples."""
     max_grad_norm: Positive = 1.0
+    checkpoint_every: PositiveInt = 20
+    """Steps between checkpoints that a killed run resumes from."""
+    training: Training = Training()
 
 
 class CheckCritic(Section):
@@ -147,6 +189,7 @@ class Align(Section):
     max_grad_norm: Positive = 1.0
     checkpoint_every: PositiveInt = 40
     """Steps between checkpoints that a killed run resumes from."""
+    training: Training = Training()
 
     @model_validator(mode="after")
     def _omega_fits_the_loss(self) -> Align:

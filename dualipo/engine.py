@@ -268,7 +268,7 @@ class _Call:
                 "fingerprint": self.fingerprint,
                 "inputs": {p: _entry(path, self.root, self.input_digests[p]) for p, path in self.inputs.items()},
                 "outputs": {p: _entry(path, self.root, _digest(staged[p])) for p, path in self.outputs.items()},
-                "summary": _pack(summary),
+                "summary": summary.packed(),
                 "seconds": seconds,
                 "recorded": False,
             }
@@ -288,7 +288,7 @@ class _Call:
         outputs = {
             p: self._artifact(p, s if (s := self.staged(p)).exists() else path) for p, path in self.outputs.items()
         }
-        summary, seconds = _unpack(self.record["summary"]), self.record["seconds"]
+        summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         try:
             tracker = Tracker(self.root, self.config)
             commit = git_commit(self.root)
@@ -333,7 +333,7 @@ class _Call:
 
     def outcome(self, skipped: bool) -> Outcome:
         digests = {port: _as_digest(entry) for port, entry in self.record["outputs"].items()}
-        summary, seconds = _unpack(self.record["summary"]), self.record["seconds"]
+        summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         return Outcome(self.step.name, self.round, self.fingerprint, skipped, self.outputs, digests, summary, seconds)
 
 
@@ -416,22 +416,3 @@ def _expected_seconds(root: Path, step: Step, round_name: str) -> float:
     records = [_done(root, step, round_name), *sorted((root / STATE / "done").glob(f"*-{step.name}.json"))]
     found = next((record for path in records if (record := _read(path))), None)
     return max(found["seconds"], 0.1) if found else (30.0 if step.gpu else 2.0)
-
-
-def _pack(summary: Summary) -> dict[str, Any]:
-    """As JSON. Floats become strings: a loss that is NaN must be seen, and JSON has no word for it."""
-    return {
-        "metrics": {name: repr(float(value)) for name, value in summary.metrics.items()},
-        "curves": {name: [(int(x), repr(float(y))) for x, y in series] for name, series in summary.curves.items()},
-        "pictures": {name: str(path) for name, path in summary.pictures.items()},
-        "tags": summary.tags,
-    }
-
-
-def _unpack(packed: dict[str, Any]) -> Summary:
-    return Summary(
-        metrics={name: float(value) for name, value in packed["metrics"].items()},
-        curves={name: [(x, float(y)) for x, y in series] for name, series in packed["curves"].items()},
-        pictures={name: Path(path) for name, path in packed["pictures"].items()},
-        tags=dict(packed["tags"]),
-    )

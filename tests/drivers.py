@@ -21,7 +21,6 @@ UNSEEN = ("dualipo.world.oracle", "dualipo.world.benchmark", "dualipo.world.anno
 def kill(folder: Path, step: str, round_name: str, write: int) -> None:
     from dualipo import artifacts
     from dualipo.config import load_config
-    from dualipo.critic import srpo
     from dualipo.engine import WHOLE, run
     from dualipo.steps import Step
 
@@ -46,7 +45,6 @@ def kill(folder: Path, step: str, round_name: str, write: int) -> None:
 
     Step.function = property(armed)  # type: ignore[assignment,method-assign]
     artifacts.replace = counted
-    srpo.CHECKPOINT_EVERY = 2  # so that so short a training has a checkpoint; what it learns is the same
     run(load_config(folder / "params.yaml"), folder, None if round_name == WHOLE else f"{round_name}")
 
 

@@ -419,7 +419,7 @@ def sets(critic: Critic, pairs: bool = True, unanimous: bool = True) -> tuple[Tr
 def trained(folder: Path, work: Path, **changes) -> tuple[Critic, Series]:
     critic = load_critic(folder)
     section = SECTION.model_copy(update=changes)
-    return critic, srpo.train_srpo(critic, *sets(critic), section, work, seed=7)
+    return critic, srpo.train_srpo(critic, *sets(critic), section, work, seed=7).series
 
 
 def weights(critic: Critic) -> dict[str, torch.Tensor]:
@@ -499,9 +499,8 @@ def test_plain_dpo_drops_the_certainty(critic_folder, tmp_path):
 
 
 def test_a_killed_srpo_equals_an_unbroken_one(critic_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(srpo, "CHECKPOINT_EVERY", 2)
-    whole, series = trained(critic_folder, tmp_path / "whole", steps=5)
-    compute, calls = srpo._preference_loss, []
+    whole, series = trained(critic_folder, tmp_path / "whole", steps=5, checkpoint_every=2)
+    compute, calls = srpo._Srpo._preference, []
 
     def killed(*arguments):
         calls.append(1)
@@ -509,10 +508,10 @@ def test_a_killed_srpo_equals_an_unbroken_one(critic_folder, tmp_path, monkeypat
             raise KeyboardInterrupt
         return compute(*arguments)
 
-    monkeypatch.setattr(srpo, "_preference_loss", killed)
+    monkeypatch.setattr(srpo._Srpo, "_preference", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained(critic_folder, tmp_path / "broken", steps=5)
-    resumed, again = trained(critic_folder, tmp_path / "broken", steps=5)
+        trained(critic_folder, tmp_path / "broken", steps=5, checkpoint_every=2)
+    resumed, again = trained(critic_folder, tmp_path / "broken", steps=5, checkpoint_every=2)
     assert len(calls) == 4 + 3, "goes on after the second step"
     assert series == again
     first, second = weights(whole), weights(resumed)
@@ -531,7 +530,7 @@ def test_only_the_language_model_learns(critic_folder, tmp_path):
 def test_without_pairs_the_critic_still_learns_from_people(critic_folder, tmp_path):
     critic = load_critic(critic_folder)
     human, pseudo = sets(critic, pairs=False, unanimous=False)
-    series = srpo.train_srpo(critic, human, pseudo, SECTION.model_copy(update={"steps": 6}), tmp_path, seed=0)
+    series = srpo.train_srpo(critic, human, pseudo, SECTION.model_copy(update={"steps": 6}), tmp_path, seed=0).series
     assert set(series) == {"loss", "instruction_loss", "grad_norm"}
     assert series["loss"][-1][1] < series["loss"][0][1]
 
@@ -539,7 +538,7 @@ def test_without_pairs_the_critic_still_learns_from_people(critic_folder, tmp_pa
 def test_without_pairs_and_instruction_nothing_changes(critic_folder, tmp_path):
     critic = load_critic(critic_folder)
     section = SECTION.model_copy(update={"steps": 2, "instruction_weight": 0.0})
-    series = srpo.train_srpo(critic, *sets(critic, pairs=False), section, tmp_path, seed=0)
+    series = srpo.train_srpo(critic, *sets(critic, pairs=False), section, tmp_path, seed=0).series
     assert [value for _, value in series["loss"]] == [0.0, 0.0]
     before, after = weights(load_critic(critic_folder)), weights(critic)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -245,7 +245,7 @@ def test_gradients_equal_finite_differences(generator_folder, kind):
         compute = module.diffusion_kto_loss
         held = {}
 
-        def constant(error, reference, desirable, beta, omega=None):
+        def constant(error, reference, desirable, beta, q_ref=None, omega=None):
             if not held:
                 held["q"] = beta * max(0.0, float((reference - error).mean()))
             return compute(error, reference, desirable, beta, q_ref=held["q"], omega=omega)
@@ -286,9 +286,9 @@ def weights(model: Generator) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_a_killed_training_equals_an_unbroken_one(generator_folder, tmp_path, monkeypatch, kind):
     whole = make(generator_folder, kind, checkpoint_every=2)
-    series = whole.train(tmp_path / "whole")
+    series = whole.train(tmp_path / "whole").series
     broken = make(generator_folder, kind, checkpoint_every=2)
-    compute, steps = broken.loss, []
+    compute, steps = broken.begin, []
 
     def killed(step):
         steps.append(step)
@@ -296,13 +296,13 @@ def test_a_killed_training_equals_an_unbroken_one(generator_folder, tmp_path, mo
             raise KeyboardInterrupt
         return compute(step)
 
-    monkeypatch.setattr(broken, "loss", killed)
+    monkeypatch.setattr(broken, "begin", killed)
     with pytest.raises(KeyboardInterrupt):
         broken.train(tmp_path / "broken")
     resumed = make(generator_folder, kind, checkpoint_every=2)
-    compute_again = resumed.loss
-    monkeypatch.setattr(resumed, "loss", lambda step: steps.append(step) or compute_again(step))
-    assert resumed.train(tmp_path / "broken") == series
+    compute_again = resumed.begin
+    monkeypatch.setattr(resumed, "begin", lambda step: steps.append(step) or compute_again(step))
+    assert resumed.train(tmp_path / "broken").series == series
     assert steps == [0, 1, 2, 3, 2, 3, 4]
     first, second = weights(whole.generator), weights(resumed.generator)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -310,7 +310,7 @@ def test_a_killed_training_equals_an_unbroken_one(generator_folder, tmp_path, mo
 
 
 def test_the_curves_hold_every_step_and_the_warm_up(generator_folder, tmp_path):
-    series = make(generator_folder).train(tmp_path)
+    series = make(generator_folder).train(tmp_path).series
     names = "loss dpo_loss implicit_accuracy margin error_winner error_loser nll_winner nll_real kl grad_norm"
     assert set(series) == {*names.split(), "learning_rate"}
     assert all([step for step, _ in points] == [1, 2, 3, 4, 5] for points in series.values())
@@ -328,7 +328,7 @@ def test_the_loss_falls_on_a_repeated_batch_and_the_reference_stays(
     monkeypatch.setattr(module, "derive_seed", lambda *names: 0)
     trainer = make(generator_folder, kind, steps=8, lambda_real=0.0, lambda_winner=0.0, beta=beta, learning_rate=3e-4)
     before = weights(trainer.reference)
-    series = trainer.train(tmp_path)
+    series = trainer.train(tmp_path).series
     losses = [value for _, value in series["loss"]]
     assert losses[-1] < losses[0] - 0.05
     assert series["margin"][-1][1] > series["margin"][0][1]
@@ -346,7 +346,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return write_preferences(tmp_path_factory.mktemp("align"))
 
 
-def test_the_step_pairs_clips_with_their_texts(generator_folder, folders):
+def test_the_step_pairs_clips_with_their_texts(generator_folder, folders, tmp_path):
     from dualipo.media.store import ClipStore
     from dualipo.media.video import decode_clip
 
@@ -358,14 +358,14 @@ def test_the_step_pairs_clips_with_their_texts(generator_folder, folders):
     def same(rows: torch.Tensor, expected: list[torch.Tensor]) -> None:
         torch.testing.assert_close(rows, torch.stack(expected), rtol=1e-3, atol=1e-3)
 
-    dpo = _encode(model, "dpo", folders["full"], folders["candidates"], folders["real"])
+    dpo = _encode(model, "dpo", folders["full"], folders["candidates"], folders["real"], tmp_path)
     same(dpo.latents[dpo.winners], [latent(store[name]) for name in ("p0-2", "p1-1")])
     same(dpo.latents[dpo.losers], [latent(store[name]) for name in ("p0-0", "p1-2")])
     same(dpo.text[dpo.pair_text], list(model.encode_text(["a red circle", "a pillar"])))
     same(dpo.latents[dpo.real], [latent(decode_clip(folders["real"] / "clips" / f"{n}.mp4")) for n in ("u", "v")])
     same(dpo.text[dpo.real_text], list(model.encode_text(["a u", "a v"])))
     assert dpo.desirable is None and len(dpo.latents) == 6, "dropped clips are not encoded"
-    kto = _encode(model, "kto", folders["full"], folders["candidates"], folders["real"])
+    kto = _encode(model, "kto", folders["full"], folders["candidates"], folders["real"], tmp_path)
     same(kto.latents[kto.winners], [latent(store[f"p{i}-{k}"]) for i in (0, 1) for k in range(3)])
     assert kto.losers is None and kto.desirable.tolist() == [True, False, True] * 2
 
@@ -411,10 +411,10 @@ def test_without_preferences_the_incumbents_weights_go_on(generator_folder, fold
     assert out["curves"].read_text() == "step,loss\n"
 
 
-def test_real_clips_of_another_size_are_refused(generator_folder, folders, tmp_path):
+def test_clips_of_a_size_that_the_generator_cannot_make_are_refused(generator_folder, folders, tmp_path):
     real = tmp_path / "real"
     (real / "clips").mkdir(parents=True)
     (real / "clips" / "wide.mp4").write_bytes(encode_clip(np.zeros((9, 32, 48, 3), np.uint8)))
     write_rows(real / "captions.jsonl", [RealClip(clip="clips/wide.mp4", prompt="a pillar")])
-    with pytest.raises(UserError, match=r"real clips and candidates differ in frames or size .*; make them alike"):
-        _encode(load_generator(generator_folder), "dpo", folders["full"], folders["candidates"], real)
+    with pytest.raises(UserError, match=r"^real/clips/wide.mp4: size \[9, 32, 48\]: this generator has learnt"):
+        _encode(load_generator(generator_folder), "dpo", folders["full"], folders["candidates"], real, tmp_path)

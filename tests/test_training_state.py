@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dualipo.errors import UserError
-from dualipo.training_state import STATE, load_state, save_state
+from dualipo.training.state import STATE, load_state, save_state
 
 
 class Net(torch.nn.Module):

@@ -22,6 +22,7 @@ from dualipo.critic.videoreward.data import ClipFiles, Pair, chosen_pairs, impli
 from dualipo.critic.videoreward.model import VideoReward, load_videoreward
 from dualipo.critic.videoreward.settings import Settings, TrainReward
 from dualipo.critic.videoreward.training import train_reward
+from dualipo.curves import Series
 from dualipo.errors import UserError
 from dualipo.evaluation.agreement import measure_agreement
 from dualipo.evaluation.calibration import Calibration
@@ -271,11 +272,11 @@ LABELS, BRIGHT = bright_labels(6)
 SECTION = TrainReward(steps=4, batch_size=8, learning_rate=1e-3, warmup_steps=2, validation_share=0.34)
 
 
-def trained(critic_folder: Path, work: Path, **changes) -> tuple[VideoReward, training.Series]:
+def trained(critic_folder: Path, work: Path, **changes) -> tuple[VideoReward, Series]:
     torch.manual_seed(0)
     model = fresh(critic_folder)
     section = SECTION.model_copy(update=changes)
-    return model, train_reward(model, LABELS, BRIGHT, section, work, seed=5)
+    return model, train_reward(model, LABELS, BRIGHT, section, work, seed=5).series
 
 
 @pytest.mark.parametrize("loss", ["btt", "bt", "regression"])
@@ -373,7 +374,7 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_a_killed_training_equals_an_unbroken_one(critic_folder, tmp_path, monkeypatch, changes):
     changes = {**changes, "steps": 5, "checkpoint_every": 2, "batch_size": 4}
     whole, series = trained(critic_folder, tmp_path / "whole", **changes)
-    compute, calls = training._loss, []
+    compute, calls = training._scores, []
 
     def killed(*arguments):
         calls.append(1)
@@ -381,7 +382,7 @@ def test_a_killed_training_equals_an_unbroken_one(critic_folder, tmp_path, monke
             raise KeyboardInterrupt
         return compute(*arguments)
 
-    monkeypatch.setattr(training, "_loss", killed)
+    monkeypatch.setattr(training, "_scores", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(critic_folder, tmp_path / "broken", **changes)
     resumed, again = trained(critic_folder, tmp_path / "broken", **changes)

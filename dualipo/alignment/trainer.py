@@ -1,32 +1,36 @@
-"""Aligns a generator with preferences: one loop for every loss."""
+"""Aligns a generator with preferences: one task for every loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from dualipo.alignment import adapter
+from dualipo.alignment.encoding import Rows, shapes
 from dualipo.alignment.losses import (
     Diagnostics,
     denoising_error,
     diffusion_dpo_loss,
     diffusion_kto_loss,
     flow_dpo_loss,
+    kl_estimate,
     rwr_loss,
     sft_loss,
 )
 from dualipo.config import Align
-from dualipo.curves import Series
 from dualipo.errors import UserError
 from dualipo.generator.base import Generator
 from dualipo.steps import derive_seed
-from dualipo.training_state import load_state, save_state
+from dualipo.training.loop import train
+from dualipo.training.ranks import Part, merge, micro_batches, parts
+from dualipo.training.task import Recipe, Task, Trained
 
 PAIRED = ("dpo", "flow_dpo")
 """Losses on pairs of winner and loser."""
@@ -38,14 +42,14 @@ REFERRED = (*PAIRED, "kto")
 class Encoded:
     """Clips and texts as the denoiser takes them, encoded once."""
 
-    latents: torch.Tensor
-    """(clips, ...) of every clip in use."""
-    text: torch.Tensor
+    latents: Rows
+    """(clips, ...) of every clip in use; their shapes may differ."""
+    text: Rows
     """(texts, length, width)."""
     winners: torch.Tensor
     """(pairs,) rows of `latents`; for losses on single clips the clips themselves."""
     losers: torch.Tensor | None
-    """(pairs,); None for losses on single clips."""
+    """(pairs,), each of its winner's shape; None for losses on single clips."""
     pair_text: torch.Tensor
     """(pairs,) rows of `text`."""
     desirable: torch.Tensor | None
@@ -57,13 +61,41 @@ class Encoded:
     """(clips,) standardised, for RWR."""
 
 
-class Trainer:
+@dataclass
+class _Batch:
+    """A step's global batch, and what its parts have found so far."""
+
+    rows: torch.Tensor
+    """(B,) of the preferences."""
+    levels: torch.Tensor
+    """(B,)"""
+    real: torch.Tensor
+    """(R,) of the real clips; R may be 0."""
+    real_levels: torch.Tensor
+    joint: bool
+    """Real clips have the judged ones' shape, and share their pass."""
+    errors: list[list[tuple[Part, torch.Tensor]]]
+    """Of each side (winner, loser), part by part."""
+    before: list[list[tuple[Part, torch.Tensor]]]
+    real_errors: list[tuple[Part, torch.Tensor]]
+    q_ref: torch.Tensor | None = None
+
+    def whole(self, pieces: list[list[tuple[Part, torch.Tensor]]]) -> list[torch.Tensor]:
+        return [merge(len(self.rows), side) for side in pieces if side]
+
+
+class Trainer(Task):
     """Any loss of `align.loss` with its diffusion-loss terms (Dual-IPO eq. 6 to 10; VideoAlign eq. 6 and 9).
 
     Every step draws its rows, noise levels and noise from a stream of its own, so that a resumed training gives the
-    floats of an unbroken one. With `align.lora` the reference is the generator without its adapter and `reference` is
-    None, as it is for losses that need none. `start` is called on the fresh adapter's denoiser, to fill it.
+    floats of an unbroken one, and every process the same batch. Clips of several shapes: each step draws one shape, in
+    proportion to the preferences that have it, and one for its real clips. With `align.lora` the reference is the
+    generator without its adapter and `reference` is None, as it is for losses that need none. `start` is called on the
+    fresh adapter's denoiser, to fill it.
     """
+
+    title = "aligning"
+    shown: ClassVar[dict[str, str]] = {"loss": "loss", "accuracy": "implicit_accuracy"}
 
     def __init__(
         self,
@@ -83,106 +115,189 @@ class Trainer:
         self.adapter: dict[str, torch.Tensor] = {}
         """The trained adapter's weights, once trained; the generator itself holds them merged."""
         self.denoiser = generator.denoiser.train()
+        self.device = generator.device
         if section.lora is None:
             self.denoiser.requires_grad_(True)
         else:
             adapter.attach(self.denoiser, section.lora, derive_seed(seed, "adapter"))
             if start is not None:
                 start(self.denoiser)
-        self.parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=section.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        )
+        self.shapes = shapes(data.latents)
+        self.buckets = self._by_shape(data.winners)
+        self.real_buckets = self._by_shape(data.real) if section.lambda_real > 0 else {}
 
-    def train(self, work: Path) -> Series:
+    @property
+    def trained(self) -> torch.nn.Module:
+        return self.denoiser
+
+    def train(self, work: Path) -> Trained:
         """Trains in place and returns the curves; goes on from a checkpoint in `work`."""
         section = self.section
-        state = load_state(work, self.denoiser, self.optimizer)
-        begin, extra = state if state else (0, {"series": {}})
-        series: Series = {name: [(int(s), v) for s, v in points] for name, points in extra["series"].items()}
-        for step in (
-            bar := tqdm(range(begin, section.steps), desc="aligning", initial=begin, total=section.steps, leave=False)
-        ):
-            rate = section.learning_rate * min(1.0, (step + 1) / max(section.warmup_steps, 1))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            loss, logged = self.loss(step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, section.max_grad_norm)
-            self.optimizer.step()
-            logged |= {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
-            for name, value in logged.items():
-                series.setdefault(name, []).append((step + 1, value))
-            shown = {"loss": "loss", "accuracy": "implicit_accuracy"}
-            bar.set_postfix({name: f"{logged[key]:.3f}" for name, key in shown.items() if key in logged})
-            if (step + 1) % section.checkpoint_every == 0 and step + 1 < section.steps:
-                save_state(work, step + 1, self.denoiser, self.optimizer, {"series": series})
+        checkpointing = section.training.gradient_checkpointing
+        if checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        recipe = Recipe(
+            section.steps, section.learning_rate, section.warmup_steps, section.max_grad_norm,
+            section.checkpoint_every, betas=(0.9, 0.99), training=section.training,
+        )  # fmt: skip
+        result = train(self, recipe, work)
+        if checkpointing:
+            self.denoiser.disable_gradient_checkpointing()
         if section.lora is not None:
             self.adapter = adapter.weights(self.denoiser)
             adapter.merge(self.denoiser)
         self.denoiser.eval().requires_grad_(False)
-        return series
+        return result
 
-    def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Total loss of one step and what it is made of."""
+    # ---- a step
+
+    def begin(self, step: int) -> list[Callable[[], torch.Tensor]]:
         section, data, generator = self.section, self.data, self.generator
         source = torch.Generator().manual_seed(derive_seed(self.seed, step))
-        device = data.latents.device
-        rows = _draw(len(data.winners), section.batch_size, source).to(device)
-        sides = [data.winners[rows]] + ([data.losers[rows]] if data.losers is not None else [])
+        shape, bucket = self._bucket(self.buckets, step, "preferences")
+        rows = bucket[_draw(len(bucket), section.batch_size, source)]
+        micro = micro_batches(len(rows), section.training.micro_batch_size)
+        own = parts(len(rows), micro)
         levels = generator.draw_levels(len(rows), source)
-        noise = torch.randn(data.latents[sides[0]].shape, generator=source).to(device)
-        # Winner and loser of a pair share noise level and noise.
-        clean = torch.cat([data.latents[side] for side in sides])
-        levels, noise = levels.repeat(len(sides)), torch.cat([noise] * len(sides))
-        text = data.text[data.pair_text[rows]].repeat(len(sides), 1, 1)
-        if section.lambda_real > 0 and len(data.real):
-            extra = _draw(len(data.real), max(section.batch_size // 2, 1), source).to(device)
-            clean = torch.cat([clean, data.latents[data.real[extra]]])
-            text = torch.cat([text, data.text[data.real_text[extra]]])
-            levels = torch.cat([levels, generator.draw_levels(len(extra), source)])
-            noise = torch.cat([noise, torch.randn(data.latents[extra].shape, generator=source).to(device)])
-        noised = generator.noised(clean, noise, levels)
-        target = generator.target(clean, noise, levels)
-        error = denoising_error(generator.predict(noised, levels, text), target)
-        judged = len(rows) * len(sides)
-        before = None
-        if section.loss in REFERRED:
-            with torch.no_grad(), self._as_reference() as model:
-                prediction = model.predict(noised[:judged], levels[:judged], text[:judged])
-                before = denoising_error(prediction, target[:judged])
-        losses, found = self._judge(error[:judged], before, rows, levels[: len(rows)])
+        noise = _noise(len(rows), shape, own, source)
+        real, real_levels = rows[:0], levels[:0]
+        real_own: Sequence[Part | None] = [None] * len(own)
+        real_noise: Sequence[torch.Tensor | None] = [None] * len(own)
+        joint = True
+        if self.real_buckets:
+            real_shape, bucket = self._bucket(self.real_buckets, step, "real")
+            joint = real_shape == shape
+            real = bucket[_draw(len(bucket), max(section.batch_size // 2, 1), source)]
+            real_levels = generator.draw_levels(len(real), source)
+            found = parts(len(real), micro)
+            drawn = _noise(len(real), real_shape, found, source)
+            # On one process there may be fewer real parts than judged ones.
+            missing = [None] * (len(own) - len(found))
+            real_own, real_noise = [*found, *missing], [*drawn, *missing]
+        sides = 1 if data.losers is None else 2
+        self.batch = _Batch(
+            rows, levels.to(self.device), real, real_levels.to(self.device), joint,
+            [[] for _ in range(sides)], [[] for _ in range(sides)], [],
+        )  # fmt: skip
+        if section.loss == "kto" and len(own) > 1:
+            # Q_ref is the whole batch's: a pass without gradient over all parts comes first.
+            for part, drawn_noise in zip(own, noise, strict=True):
+                self._compare(part, drawn_noise, None, None)
+            self.batch.q_ref = self._q_ref()
+            self.batch.errors, self.batch.before = [[]], [[]]
+        return [partial(self._part, *each) for each in zip(own, noise, real_own, real_noise, strict=True)]
+
+    def finish(self) -> dict[str, float]:
+        section, batch = self.section, self.batch
+        error, before = batch.whole(batch.errors), batch.whole(batch.before)
+        losses, found = self._judge(error, before, batch.rows, batch.levels)
         total = losses.mean()
         logged = {f"{section.loss}_loss": total.item(), **{key: value.item() for key, value in found.items()}}
         if section.loss in PAIRED:
-            winner_nll = error[: len(rows)].mean()
+            winner_nll = error[0].mean()
             total = total + section.lambda_winner * winner_nll
             logged["nll_winner"] = winner_nll.item()
-        if len(error) > judged:
-            real_nll = error[judged:].mean()
+        if len(batch.real):
+            real_nll = merge(len(batch.real), batch.real_errors).mean()
             total = total + section.lambda_real * real_nll
             logged["nll_real"] = real_nll.item()
-        return total, logged
+        return {**logged, "loss": total.item()}
+
+    def _part(
+        self, part: Part, noise: torch.Tensor, real: Part | None, real_noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A micro-batch's part of the loss."""
+        section, batch = self.section, self.batch
+        error, before, real_error = self._compare(part, noise, real, real_noise)
+        if section.loss == "kto" and batch.q_ref is None:
+            batch.q_ref = self._q_ref()
+        losses, _ = self._judge(error, before, batch.rows[part.rows], batch.levels[part.rows])
+        total = losses.mean()
+        if section.loss in PAIRED:
+            total = total + section.lambda_winner * error[0].mean()
+        total = total * part.weight
+        if real is not None and real_error is not None:
+            total = total + section.lambda_real * (real_error.mean() * real.weight)
+        return total
+
+    def _compare(
+        self, part: Part, noise: torch.Tensor, real: Part | None, real_noise: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor | None]:
+        """Errors of a micro-batch's winners and losers under the model and the reference, and of its real clips."""
+        data, batch = self.data, self.batch
+        rows = batch.rows[part.rows]
+        sides = [data.winners[rows]] + ([data.losers[rows]] if data.losers is not None else [])
+        # Winner and loser of a pair share noise level and noise.
+        clean = torch.cat([data.latents[side] for side in sides])
+        noise = torch.cat([noise.to(self.device)] * len(sides))
+        levels = batch.levels[part.rows].repeat(len(sides))
+        text = data.text[data.pair_text[rows]].repeat(len(sides), 1, 1)
+        judged = len(clean)
+        real_error = None
+        if real is not None and real_noise is not None:
+            extra = batch.real[real.rows]
+            others = (
+                data.latents[data.real[extra]],
+                real_noise.to(self.device),
+                batch.real_levels[real.rows],
+                data.text[data.real_text[extra]],
+            )
+            if batch.joint:
+                joined = zip((clean, noise, levels, text), others, strict=True)
+                clean, noise, levels, text = (torch.cat(pair) for pair in joined)
+            else:
+                real_error = _errors(self.generator, *self._noised(*others[:3]), *others[2:])
+        noised, target = self._noised(clean, noise, levels)
+        error = _errors(self.generator, noised, target, levels, text)
+        if real is not None and real_error is None:
+            real_error = error[judged:]
+        before: list[torch.Tensor] = []
+        if self.section.loss in REFERRED:
+            with torch.no_grad(), self._as_reference() as model:
+                own = (each[:judged] for each in (noised, target, levels, text))
+                before = list(_errors(model, *own).chunk(len(sides)))
+        found = list(error[:judged].chunk(len(sides)))
+        for pieces, values in zip((*batch.errors, *batch.before), (*found, *before), strict=False):
+            pieces.append((part, values.detach()))
+        if real is not None and real_error is not None:
+            batch.real_errors.append((real, real_error.detach()))
+        return found, before, real_error
+
+    def _noised(
+        self, clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noised clips, and what should be predicted of them."""
+        return self.generator.noised(clean, noise, levels), self.generator.target(clean, noise, levels)
 
     def _judge(
-        self, error: torch.Tensor, before: torch.Tensor | None, rows: torch.Tensor, levels: torch.Tensor
+        self, error: list[torch.Tensor], before: list[torch.Tensor], rows: torch.Tensor, levels: torch.Tensor
     ) -> tuple[torch.Tensor, Diagnostics]:
         """The loss asked for, of the judged clips' errors under the model and, `before`, under the reference."""
-        section, data, generator = self.section, self.data, self.generator
-        if before is None:
+        section, data = self.section, self.data
+        if not before:
             if section.loss == "sft":
-                return sft_loss(error)
+                return sft_loss(error[0])
             assert data.rewards is not None
-            return rwr_loss(error, data.rewards[rows])
+            return rwr_loss(error[0], data.rewards[rows].to(self.device))
+        omega = self._omega(levels)
         if section.loss == "kto":
             assert data.desirable is not None
-            omega = generator.snr_weight(levels) if section.omega == "snr" else None
-            return diffusion_kto_loss(error, before, data.desirable[rows], section.beta, omega=omega)
-        four = *error.chunk(2), *before.chunk(2)
+            desirable = data.desirable[rows].to(self.device)
+            return diffusion_kto_loss(error[0], before[0], desirable, section.beta, q_ref=self.batch.q_ref, omega=omega)
         if section.loss == "flow_dpo":
-            return flow_dpo_loss(*four, section.beta, generator.times(levels) if section.omega == "derived" else None)
-        return diffusion_dpo_loss(*four, section.beta, generator.snr_weight(levels) if section.omega == "snr" else None)
+            return flow_dpo_loss(
+                *error, *before, section.beta, self.generator.times(levels) if section.omega == "derived" else None
+            )
+        return diffusion_dpo_loss(*error, *before, section.beta, omega)
+
+    def _omega(self, levels: torch.Tensor) -> torch.Tensor | None:
+        return self.generator.snr_weight(levels) if self.section.omega == "snr" else None
+
+    def _q_ref(self) -> torch.Tensor:
+        """beta times the KL estimate of the whole batch, over its micro-batches and processes."""
+        batch = self.batch
+        (error,), (before,) = batch.whole(batch.errors), batch.whole(batch.before)
+        return self.section.beta * kl_estimate(error, before, self._omega(batch.levels), reduce=lambda mean: mean)
 
     @contextmanager
     def _as_reference(self) -> Iterator[Generator]:
@@ -193,6 +308,35 @@ class Trainer:
             with adapter.switched_off(self.denoiser):
                 yield self.generator
 
+    # ---- shapes
+
+    def _by_shape(self, rows: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
+        """Places in `rows` by the shape of their latents, the most frequent shape first."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(rows.tolist()):
+            found.setdefault(self.shapes[row], []).append(place)
+        ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+        return {shape: torch.tensor(places, device=rows.device) for shape, places in ordered}
+
+    def _bucket(
+        self, buckets: dict[tuple[int, ...], torch.Tensor], step: int, name: str
+    ) -> tuple[tuple[int, ...], torch.Tensor]:
+        """The shape of a step, drawn in proportion, and the places that have it."""
+        chosen = 0
+        if len(buckets) > 1:
+            source = torch.Generator().manual_seed(derive_seed(self.seed, step, "shape", name))
+            counts = torch.tensor([float(len(places)) for places in buckets.values()])
+            chosen = int(torch.multinomial(counts, 1, generator=source))
+        return list(buckets.items())[chosen]
+
+
+def _errors(
+    model: Generator, noised: torch.Tensor, target: torch.Tensor, levels: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    """Denoising error of each clip under a model, (clips,)."""
+    kind = model.denoiser.dtype
+    return denoising_error(model.predict(noised.to(kind), levels, text.to(kind)), target)
+
 
 def _draw(total: int, count: int, source: torch.Generator) -> torch.Tensor:
     """`count` distinct rows of `total`, or all of them in random order and some again where there are fewer."""
@@ -200,19 +344,19 @@ def _draw(total: int, count: int, source: torch.Generator) -> torch.Tensor:
     return torch.cat([torch.randperm(total, generator=source) for _ in range(rounds)])[:count]
 
 
-def encode(
-    generator: Generator, clips: dict[str, np.ndarray], texts: list[str], batch_size: int = 64
-) -> tuple[torch.Tensor, dict[str, int], torch.Tensor, dict[str, int]]:
-    """Latents of clips and embeddings of texts, with the row of each; encoded once, before training."""
-    names, distinct = list(clips), list(dict.fromkeys(texts))
-    latents = [
-        generator.encode_clips(np.stack([clips[n] for n in names[i : i + batch_size]]))
-        for i in range(0, len(names), batch_size)
-    ]
-    text = [generator.encode_text(distinct[i : i + 256]) for i in range(0, len(distinct), 256)]
-    return (
-        torch.cat(latents),
-        {n: i for i, n in enumerate(names)},
-        torch.cat(text),
-        {t: i for i, t in enumerate(distinct)},
-    )
+def _noise(count: int, shape: tuple[int, ...], own: Sequence[Part], source: torch.Generator) -> list[torch.Tensor]:
+    """torch.randn of (count, *shape) at the places of each part, holding no more than these at once.
+
+    The stream is moved on past all of it. Clip after clip the same numbers come as at once: torch draws normal numbers
+    in blocks of 16, which clips of other sizes would not fill.
+    """
+    if math.prod(shape) % 16 or sum(map(len, own)) == count:
+        whole = torch.randn((count, *shape), generator=source)
+        return [whole[part.rows] for part in own]
+    wanted = {place for part in own for place in range(part.begin, part.end)}
+    kept = {}
+    for place in range(count):
+        drawn = torch.randn(shape, generator=source)
+        if place in wanted:
+            kept[place] = drawn
+    return [torch.stack([kept[place] for place in range(part.begin, part.end)]) for part in own]

@@ -50,6 +50,12 @@ class Generator(ABC):
     def device(self) -> torch.device:
         return self.denoiser.device
 
+    def keep_denoiser(self) -> None:
+        """Leaves the denoiser alone on the device; text encoder and VAE wait in the CPU's memory, to be saved again."""
+        for part in self.pipeline.components.values():
+            if isinstance(part, torch.nn.Module) and part is not self.denoiser:
+                part.to("cpu")
+
     @property
     def sampling_dtype(self) -> torch.dtype:
         """What `sample` keeps latents in between two steps."""

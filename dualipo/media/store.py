@@ -46,10 +46,14 @@ class ClipStore:
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """uint8 (frames, height, width, 3)."""
+        return read_clip(self.folder, self.file(clip_id))
+
+    def file(self, clip_id: str) -> str:
+        """Where the clip lies in the folder, as `read_clip` and `read_bytes` take it."""
         clip = self._by_id.get(clip_id)
         if clip is None:
             raise UserError(f"{self.folder / MANIFEST}: no clip {clip_id!r}; labels and clips do not belong together")
-        return read_clip(self.folder, clip.file)
+        return clip.file
 
     def by_prompt(self) -> dict[str, list[Clip]]:
         """Clips of each prompt, in the manifest's order."""
@@ -65,9 +69,19 @@ class ClipStore:
 
 def read_clip(folder: Path, file: str) -> np.ndarray:
     """A clip by its path inside `folder`: `clip.mp4`, or `shard.tar/clip.mp4`."""
+    if ".tar/" not in file:
+        return decode_clip(folder / file)
+    return decode_clip(read_bytes(folder, file), f"{folder / file}")
+
+
+def read_bytes(folder: Path, file: str) -> bytes:
+    """The mp4 file itself, by the same path. Raises UserError where it is missing."""
     shard, separator, member = file.partition(".tar/")
     if not separator:
-        return decode_clip(folder / file)
+        try:
+            return (folder / file).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder / file}: cannot be read ({error.strerror}); make the clips again") from None
     path = folder / f"{shard}.tar"
     name = f"{path}/{member}"
     if not path.is_file():
@@ -79,7 +93,7 @@ def read_clip(folder: Path, file: str) -> np.ndarray:
         raise UserError(f"{name}: not in the shard; make the clips again") from None
     with open(path, "rb") as handle:
         handle.seek(offset)
-        return decode_clip(handle.read(size), name)
+        return handle.read(size)
 
 
 @lru_cache(maxsize=256)

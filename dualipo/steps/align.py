@@ -10,6 +10,7 @@ from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.records import Desirability, Preference, RealClip, find_table, read_rows
 from dualipo.steps import Job, Summary
+from dualipo.training.launch import launch, needs_launch
 
 if TYPE_CHECKING:
     import torch
@@ -37,48 +38,65 @@ def align(
     into the candidate's folder beside the merged weights. Without a single usable preference the incumbent's weights
     are handed on: the gate on the preferences has already said so.
     """
+    section = config.align
+    if needs_launch(section.training):
+        paths = {
+            "preferences": preferences, "candidates": candidates, "real_clips": real_clips, "generator": generator,
+            "base_generator": base_generator, "candidate": candidate, "curves": curves,
+        }  # fmt: skip
+        return launch("align", config, job, paths, section.training.processes)
+
     from dualipo.alignment import adapter
     from dualipo.alignment.trainer import REFERRED, Trainer
     from dualipo.curves import write_curves
     from dualipo.generator.base import load_generator
+    from dualipo.training.ranks import world
+    from dualipo.training.task import Trained
 
-    section = config.align
     to_base = section.lora is not None and section.reference == "base"
     model = load_generator(base_generator if to_base else generator)
-    data = _encode(model, section.loss, preferences, candidates, real_clips)
-    series: dict[str, list[tuple[int, float]]] = {"loss": []}
+    data = _encode(model, section.loss, preferences, candidates, real_clips, job.work / "encoded")
+    model.keep_denoiser()
+    result = Trained({"loss": []})
     trained: dict[str, torch.Tensor] = {}
     if len(data.winners):
         reference = None
         if section.lora is None and section.loss in REFERRED:
             reference = load_generator(generator if section.reference == "previous" else base_generator)
+            reference.keep_denoiser()
         start = (lambda denoiser: adapter.load(generator, denoiser, base_generator)) if to_base else None
         trainer = Trainer(model, reference, data, section, job.seed, start)
-        series, trained = trainer.train(job.work), trainer.adapter
+        result, trained = trainer.train(job.work), trainer.adapter
     elif to_base:
         model = load_generator(generator)
+    if not world().main:
+        return Summary()
     with atomic(candidate) as temporary:
         model.save(temporary)
         if not len(data.winners):
             adapter.carry(generator, temporary)
         elif to_base:
             adapter.save(temporary, trained, base_generator)
-    write_curves(curves, series)
-    last = {name: points[-1][1] for name, points in series.items() if points}
-    return Summary(metrics={**last, "preferences": float(len(data.winners))}, curves=series)
+    write_curves(curves, result.series)
+    last = {name: points[-1][1] for name, points in result.series.items() if points}
+    metrics = {**last, "preferences": float(len(data.winners)), **result.metrics}
+    return Summary(metrics=metrics, curves=result.series, tags=result.tags)
 
 
-def _encode(model: Generator, loss: str, preferences: Path, candidates: Path, real_clips: Path) -> Encoded:
+def _encode(
+    model: Generator, loss: str, preferences: Path, candidates: Path, real_clips: Path, folder: Path
+) -> Encoded:
+    """Latents and text embeddings of everything that training reads, in `folder`."""
     import torch
 
+    from dualipo.alignment.encoding import encode_clips, encode_texts
     from dualipo.alignment.losses import standardised
-    from dualipo.alignment.trainer import Encoded, encode
-    from dualipo.media.store import ClipStore
-    from dualipo.media.video import decode_clip
+    from dualipo.alignment.trainer import Encoded
+    from dualipo.media.store import ClipStore, read_bytes, read_clip
 
     store = ClipStore(candidates)
     real = read_rows(find_table(real_clips, "captions"), RealClip)
-    clips = {f"real/{row.clip}": decode_clip(real_clips / row.clip) for row in real}
+    files = {f"real/{row.clip}": (real_clips, row.clip) for row in real}
     desirable = rewards = None
     if loss in ("dpo", "flow_dpo", "sft"):
         pairs = read_rows(preferences / "pairs.jsonl", Preference, allow_empty=True)
@@ -89,28 +107,33 @@ def _encode(model: Generator, loss: str, preferences: Path, candidates: Path, re
         first, prompts, second = [row.clip for row in rows], [row.prompt for row in rows], None
         desirable = torch.tensor([row.desirable for row in rows])
         rewards = standardised(torch.tensor([row.score for row in rows]))
-    clips |= {name: store[name] for name in dict.fromkeys([*first, *(second or [])])}
-    shapes = {clip.shape for clip in clips.values()}
-    if len(shapes) > 1:
-        raise UserError(
-            f"{real_clips}: real clips and candidates differ in frames or size {sorted(shapes)}; make them alike"
-        )
-    latents, row_of, text, text_of = encode(model, clips, [*prompts, *(row.prompt for row in real)])
+    files |= {name: (candidates, store.file(name)) for name in dict.fromkeys([*first, *(second or [])])}
+    names, texts = list(files), list(dict.fromkeys([*prompts, *(row.prompt for row in real)]))
+    latents = encode_clips(
+        model, names, lambda name: read_clip(*files[name]), lambda name: read_bytes(*files[name]), folder
+    )
+    row_of, text_of = ({each: row for row, each in enumerate(all_of)} for all_of in (names, texts))
+    found = latents.shapes
+    for winner, loser in zip(first, second or [], strict=False):
+        if found[row_of[winner]] != found[row_of[loser]]:
+            raise UserError(
+                f"{candidates}: clips {winner} and {loser} of one pair differ in frames or size; make them alike"
+            )
 
-    def rows_of(names: list[str]) -> torch.Tensor:
-        return torch.tensor([row_of[name] for name in names], dtype=torch.long, device=latents.device)
+    def rows_of(wanted: list[str]) -> torch.Tensor:
+        return torch.tensor([row_of[name] for name in wanted], dtype=torch.long)
 
-    def texts_of(prompts: list[str]) -> torch.Tensor:
-        return torch.tensor([text_of[prompt] for prompt in prompts], dtype=torch.long, device=latents.device)
+    def texts_of(wanted: list[str]) -> torch.Tensor:
+        return torch.tensor([text_of[prompt] for prompt in wanted], dtype=torch.long)
 
     return Encoded(
         latents,
-        text,
+        encode_texts(model, texts, folder),
         rows_of(first),
         None if second is None else rows_of(second),
         texts_of(prompts),
-        None if desirable is None else desirable.to(latents.device),
+        desirable,
         rows_of([f"real/{row.clip}" for row in real]),
         texts_of([row.prompt for row in real]),
-        None if rewards is None else rewards.to(latents.device),
+        rewards,
     )

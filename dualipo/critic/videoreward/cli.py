@@ -55,7 +55,7 @@ def train(backbone: Path, labels: Path, out: Path, params: Path | None, override
     # A state is gone on from only with the same model, labels and settings.
     key = derive_seed(seed, section.model_dump_json(), digest(backbone).md5, digest(labels).md5)
     work = out.with_name(f".{out.name}.{key:016x}.work")
-    series = train_reward(model, answered, files, section, work, seed)
+    series = train_reward(model, answered, files, section, work, seed).series
     with atomic(out) as temporary:
         model.save(temporary)
         write_curves(temporary / "curves.csv", series)

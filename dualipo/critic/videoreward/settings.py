@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dualipo.artifacts import read_json
-from dualipo.config import NonNegative, Positive, PositiveInt, Section
+from dualipo.config import NonNegative, Positive, PositiveInt, Section, Training
 from dualipo.errors import UserError
 from dualipo.evaluation.calibration import Calibration
 from dualipo.records import DIMENSIONS
@@ -73,6 +73,13 @@ class TrainReward(Section):
     validation_share: float = Field(0.2, gt=0, lt=1)
     """Share of the seed prompts held out of training, for normalisation and thresholds."""
     checkpoint_every: PositiveInt = 40
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _one_process(self) -> TrainReward:
+        if self.training.processes > 1 or self.training.zero:
+            raise ValueError("training: a VideoReward is trained in one process; leave processes at 1 and zero at 0")
+        return self
 
 
 def is_videoreward(folder: str | Path) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dualipo.critic.base import Features
 from dualipo.critic.questions import Answered
@@ -17,18 +19,19 @@ from dualipo.critic.videoreward.losses import TIE, bt_loss, btt_loss, regression
 from dualipo.critic.videoreward.model import VideoReward
 from dualipo.critic.videoreward.scale import Scale
 from dualipo.critic.videoreward.settings import TrainReward
-from dualipo.curves import Series
 from dualipo.errors import UserError
 from dualipo.evaluation.calibration import calibrate
 from dualipo.steps import derive_seed
-from dualipo.training_state import load_state, save_state
+from dualipo.training.loop import train
+from dualipo.training.ranks import Part, merge, micro_batches, parts
+from dualipo.training.task import Recipe, Task, Trained
 
 Clips = Mapping[str, np.ndarray]
 
 
 def train_reward(
     model: VideoReward, answered: Sequence[Answered], clips: Clips, section: TrainReward, work: Path, seed: int
-) -> Series:
+) -> Trained:
     """Trains in place on part of the prompts and calibrates on the rest; resumes from `work` with the same floats.
 
     Our reading of a choice on `overall`: the scores it compares are the means over the dimensions, before
@@ -43,11 +46,15 @@ def train_reward(
     model.settings = model.settings.model_copy(
         update={"loss": section.loss, "tie_tendency": section.tie_tendency, "mean": None, "deviation": None}
     )
-    with _tuned(model, section) as trained:
-        series = _train(model, trained, items, clips, section, work, seed)
+    with _tuned(model, section):
+        recipe = Recipe(
+            section.steps, section.learning_rate, section.warmup_steps, section.max_grad_norm or math.inf,
+            section.checkpoint_every, training=section.training,
+        )  # fmt: skip
+        result = train(_Reward(model, items, clips, section, seed), recipe, work)
     model.requires_grad_(False)
     calibrate_reward(model, held, clips)
-    return series
+    return result
 
 
 def calibrate_reward(model: VideoReward, held: Sequence[Answered], clips: Clips) -> None:
@@ -80,8 +87,8 @@ def _items(learnt: Sequence[Answered], section: TrainReward) -> list[Pair] | lis
 
 
 @contextmanager
-def _tuned(model: VideoReward, section: TrainReward) -> Iterator[list[torch.nn.Parameter]]:
-    """The parameters to train; LoRA layers are merged into the weights at the end."""
+def _tuned(model: VideoReward, section: TrainReward) -> Iterator[None]:
+    """The parameters to train ask for gradients meanwhile; LoRA layers are merged into the weights at the end."""
     model.eval().requires_grad_(False)
     model.queries.requires_grad_(True)
     model.head.requires_grad_(True)
@@ -96,55 +103,68 @@ def _tuned(model: VideoReward, section: TrainReward) -> Iterator[list[torch.nn.P
         adapted = get_peft_model(language, lora)
     else:
         language.requires_grad_(True)
-    yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+    checkpointed: list[Any] = [language, *model.backbone.vision] if section.training.gradient_checkpointing else []
+    checkpointed = [part for part in checkpointed if hasattr(part, "gradient_checkpointing_enable")]
+    for part in checkpointed:
+        # transformers recomputes in training mode alone.
+        part.gradient_checkpointing_enable({"use_reentrant": False})
+        part.train()
+    yield
+    for part in checkpointed:
+        part.gradient_checkpointing_disable()
+        part.eval()
     if adapted is not None:
         adapted.merge_and_unload()
 
 
-def _train(
-    model: VideoReward,
-    trained: list[torch.nn.Parameter],
-    items: Sequence[Pair] | Sequence[Rated],
-    clips: Clips,
-    section: TrainReward,
-    work: Path,
-    seed: int,
-) -> Series:
-    optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=0.0)
-    state = load_state(work, model, optimizer)
-    begin, extra = state if state else (0, {"series": {}})
-    series: Series = {k: [(int(s), v) for s, v in points] for k, points in extra["series"].items()}
-    fixed = None if section.train_vision else model.see({clip: clips[clip] for item in items for clip in _clips(item)})
-    for step in tqdm(range(begin, section.steps), desc="VideoReward", initial=begin, total=section.steps, leave=False):
-        rng = np.random.default_rng(derive_seed(seed, step))
-        for group in optimizer.param_groups:
-            group["lr"] = section.learning_rate * min(1.0, (step + 1) / max(section.warmup_steps, 1))
-        rows = rng.choice(len(items), min(section.batch_size, len(items)), replace=False)
-        batch = [items[i] for i in rows]
-        features = fixed
+class _Reward(Task):
+    """The loss of a VideoReward on pairs or rated clips."""
+
+    title = "VideoReward"
+
+    def __init__(
+        self, model: VideoReward, items: Sequence[Pair] | Sequence[Rated], clips: Clips, section: TrainReward, seed: int
+    ):
+        self.model, self.items, self.clips, self.section, self.seed = model, items, clips, section, seed
+        self.fixed: Features | None = None
+        if not section.train_vision:
+            self.fixed = model.see({clip: clips[clip] for item in items for clip in _clips(item)})
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        return self.model
+
+    def begin(self, step: int) -> list[Callable[[], torch.Tensor]]:
+        rng = np.random.default_rng(derive_seed(self.seed, step))
+        rows = rng.choice(len(self.items), min(self.section.batch_size, len(self.items)), replace=False)
+        self.batch = [self.items[i] for i in rows]
+        self.found: list[list[tuple[Part, torch.Tensor]]] = [[], []]
+        own = parts(len(rows), micro_batches(len(rows), self.section.training.micro_batch_size))
+        return [partial(self._part, part) for part in own]
+
+    def _part(self, part: Part) -> torch.Tensor:
+        batch = self.batch[part.rows]
+        features = self.fixed
         if features is None:
             names = dict.fromkeys(clip for item in batch for clip in _clips(item))
-            features = model.backbone.see({name: clips[name] for name in names}, gradient=True)
-        loss, logged = _loss(model, batch, features, section)
-        optimizer.zero_grad()
-        loss.backward()
-        logged["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(trained, section.max_grad_norm or float("inf")))
-        optimizer.step()
-        for name, value in {"loss": loss.item(), **logged}.items():
-            series.setdefault(name, []).append((step + 1, value))
-        if (step + 1) % section.checkpoint_every == 0 and step + 1 < section.steps:
-            save_state(work, step + 1, model, optimizer, {"series": series})
-    return series
+            features = self.model.backbone.see({name: self.clips[name] for name in names}, gradient=True)
+        scores = _scores(self.model, batch, features)
+        for pieces, values in zip(self.found, scores, strict=False):
+            pieces.append((part, values.detach()))
+        return _loss(batch, scores, self.section)[0].mean() * part.weight
+
+    def finish(self) -> dict[str, float]:
+        scores = [merge(len(self.batch), pieces) for pieces in self.found if pieces]
+        losses, logged = _loss(self.batch, scores, self.section)
+        return {"loss": losses.mean().item(), **logged}
 
 
 def _clips(item: Pair | Rated) -> tuple[str, ...]:
     return (item.clip,) if isinstance(item, Rated) else (item.clip_a, item.clip_b)
 
 
-def _loss(
-    model: VideoReward, batch: Sequence[Pair | Rated], features: Features, section: TrainReward
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean loss of a batch; a clip that several of its items show is scored once."""
+def _scores(model: VideoReward, batch: Sequence[Pair | Rated], features: Features) -> list[torch.Tensor]:
+    """Raw scores of each item's first clip and, of pairs, of its second, (items,); equal ones are scored once."""
     asked = list(dict.fromkeys((item.prompt, clip) for item in batch for clip in _clips(item)))
     place = {pair: index for index, pair in enumerate(asked)}
     raw = model.raw(asked, features)
@@ -152,17 +172,24 @@ def _loss(
     scores = torch.cat([raw, raw.mean(1, keepdim=True)], 1)
     names = [*model.settings.dimensions, "overall"]
     column = [names.index(item.dimension) for item in batch]
+    return [
+        scores[[place[item.prompt, _clips(item)[which]] for item in batch], column]
+        for which in range(len(_clips(batch[0])))
+    ]
 
-    def of(which: int) -> torch.Tensor:
-        return scores[[place[item.prompt, _clips(item)[which]] for item in batch], column]
 
+def _loss(
+    batch: Sequence[Pair | Rated], scores: Sequence[torch.Tensor], section: TrainReward
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Losses of a batch, (items,), and what to log."""
+    device = scores[0].device
     if section.loss == "regression":
-        wanted = torch.tensor([item.value for item in batch if isinstance(item, Rated)], device=raw.device)
-        return regression_loss(of(0), wanted).mean(), {}
-    a, b = of(0), of(1)
-    verdicts = torch.tensor([item.verdict for item in batch if isinstance(item, Pair)], device=raw.device)
+        wanted = torch.tensor([item.value for item in batch if isinstance(item, Rated)], device=device)
+        return regression_loss(scores[0], wanted), {}
+    a, b = scores
+    verdicts = torch.tensor([item.verdict for item in batch if isinstance(item, Pair)], device=device)
     losses = btt_loss(a, b, verdicts, section.tie_tendency) if section.loss == "btt" else bt_loss(a, b, verdicts)
     decided = verdicts != TIE
     lead = torch.where(verdicts == 0, a - b, b - a)[decided].detach()
     logged = {"margin": lead.mean().item(), "accuracy": ((lead.sign().mean() + 1) / 2).item()} if len(lead) else {}
-    return losses.mean(), logged
+    return losses, logged

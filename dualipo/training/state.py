@@ -25,17 +25,18 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     extra: dict[str, Any] | None = None,
+    more: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Stores the state after `step` steps in `folder`, in the place of the state before.
 
     Frozen parameters are left out: whoever resumes builds the model from the same weights. `extra` is what else the
-    training needs, as JSON: counters, logged curves, the state of a learning rate schedule. Raises OSError where the
-    disk is full.
+    training needs, as JSON: counters, logged curves, the state of a learning rate schedule; `more` its tensors, such as
+    averages of weights. Raises OSError where the disk is full.
     """
     import torch
-    from safetensors.torch import save
 
     tensors = {f"model/{name}": value for name, value in _model_tensors(model).items()}
+    tensors |= {f"more/{name}": value for name, value in (more or {}).items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors |= {f"random/cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -48,35 +49,26 @@ def save_state(
             else:
                 scalars.setdefault(str(index), {})[key] = value
     header = {"step": step, "groups": packed["param_groups"], "scalars": scalars, "extra": extra or {}}
-    # clone: safetensors refuses tensors that share memory, and views of one buffer are common.
-    content = save(
-        {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()},
-        {"state": json.dumps(header)},
-    )
-    with atomic(Path(folder) / STATE) as temporary:
-        temporary.write_bytes(content)
+    write_tensors(Path(folder) / STATE, tensors, header)
 
 
 def load_state(
-    folder: str | Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    folder: str | Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    more: dict[str, torch.Tensor] | None = None,
 ) -> tuple[int, dict[str, Any]] | None:
-    """Puts the stored state into `model` and `optimizer`; returns (step, extra), or None where nothing is stored.
+    """Puts the stored state into `model`, `optimizer` and `more`; returns (step, extra), or None without a stored one.
 
     Restores the global random streams too. Training on from here gives the same floats as a training that was never
     stopped. Raises UserError where the file is unreadable or belongs to another model.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / STATE
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a readable training state ({error}); remove it to train from the start") from None
+    header, tensors = read_tensors(path)
     stored = _part(tensors, "model")
     own = _model_tensors(model)
     if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in own.items()}:
@@ -84,6 +76,9 @@ def load_state(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(stored[name])
+        kept = _part(tensors, "more")
+        for name, value in (more or {}).items():
+            value.copy_(kept[name])
     state: dict[int, dict[str, Any]] = {int(index): values for index, values in header["scalars"].items()}
     for name, value in _part(tensors, "optimizer").items():
         index, key = name.split("/", 1)
@@ -95,6 +90,30 @@ def load_state(
     if torch.cuda.is_available() and len(random) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([random[f"cuda{i}"] for i in range(len(random))])
     return header["step"], header["extra"]
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """One safetensors file with `header` as JSON, whole or absent."""
+    import torch
+    from safetensors.torch import save_file
+
+    # clone: safetensors refuses tensors that share memory, and views of one buffer are common.
+    content = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(content, temporary, {"state": json.dumps(header)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of such a file. Raises UserError where it is unreadable."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a readable training state ({error}); remove it to train from the start") from None
+    return header, tensors
 
 
 def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
