@@ -176,7 +176,7 @@ class PromoteGenerator(Section):
 
 
 class TrainJob(Section):
-    """Where `align` and `train_critic` train: changes nothing of what they make, and stands in no step's fingerprint."""
+    """Where `align` and `train_critic` train: changes nothing of what they make, and is in no fingerprint."""
 
     launcher: Literal["local", "kubeflow"] = "local"
     """`local`: the step's own process and GPUs; `kubeflow`: a TrainJob of Kubeflow Trainer v2 on several nodes."""
@@ -184,7 +184,9 @@ class TrainJob(Section):
     """Image of the nodes, pinned by digest: `registry/name@sha256:...`."""
     namespace: str = Field("dualipo", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     runtime: str = "dualipo-deepspeed"
-    """The ClusterTrainingRuntime that the nodes start from; k8s/trainer holds this one."""
+    """The runtime that the nodes start from; k8s/trainer holds this one."""
+    runtime_kind: Literal["TrainingRuntime", "ClusterTrainingRuntime"] = "TrainingRuntime"
+    """Of the namespace, or one that the cluster's operators give to all."""
     nodes: PositiveInt = 1
     gpus_per_node: PositiveInt = 8
     """Also the processes on each node."""

@@ -256,7 +256,7 @@ class _Call:
                 prepare_torch()
             seed_everything(self.seed, torch_too=self.step.gpu)
             begin = time.monotonic()
-            summary = self.step.function(self.config, Job(self.round, self.seed, self.work), **self.inputs, **staged)
+            summary = self._run(Job(self.round, self.seed, self.work), staged)
             seconds = time.monotonic() - begin
             for port, path in staged.items():
                 if not path.exists():
@@ -268,7 +268,7 @@ class _Call:
                 "fingerprint": self.fingerprint,
                 "inputs": {p: _entry(path, self.root, self.input_digests[p]) for p, path in self.inputs.items()},
                 "outputs": {p: _entry(path, self.root, _digest(staged[p])) for p, path in self.outputs.items()},
-                "summary": _pack(summary),
+                "summary": summary.packed(),
                 "seconds": seconds,
                 "recorded": False,
             }
@@ -276,6 +276,15 @@ class _Call:
         except BaseException:
             remove(self.staging)
             raise
+
+    def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
+        """The step here, or as a TrainJob on other machines."""
+        if self.config.train_job.launcher == "kubeflow":
+            from dualipo.cluster.launch import STEPS, launch
+
+            if self.step.name in STEPS:
+                return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
+        return self.step.function(self.config, job, **self.inputs, **outputs)
 
     def track(self) -> None:
         """Tells MLflow, before anything is published: an output in its place is a recorded one.
@@ -288,7 +297,7 @@ class _Call:
         outputs = {
             p: self._artifact(p, s if (s := self.staged(p)).exists() else path) for p, path in self.outputs.items()
         }
-        summary, seconds = _unpack(self.record["summary"]), self.record["seconds"]
+        summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         try:
             tracker = Tracker(self.root, self.config)
             commit = git_commit(self.root)
@@ -333,7 +342,7 @@ class _Call:
 
     def outcome(self, skipped: bool) -> Outcome:
         digests = {port: _as_digest(entry) for port, entry in self.record["outputs"].items()}
-        summary, seconds = _unpack(self.record["summary"]), self.record["seconds"]
+        summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         return Outcome(self.step.name, self.round, self.fingerprint, skipped, self.outputs, digests, summary, seconds)
 
 
@@ -416,22 +425,3 @@ def _expected_seconds(root: Path, step: Step, round_name: str) -> float:
     records = [_done(root, step, round_name), *sorted((root / STATE / "done").glob(f"*-{step.name}.json"))]
     found = next((record for path in records if (record := _read(path))), None)
     return max(found["seconds"], 0.1) if found else (30.0 if step.gpu else 2.0)
-
-
-def _pack(summary: Summary) -> dict[str, Any]:
-    """As JSON. Floats become strings: a loss that is NaN must be seen, and JSON has no word for it."""
-    return {
-        "metrics": {name: repr(float(value)) for name, value in summary.metrics.items()},
-        "curves": {name: [(int(x), repr(float(y))) for x, y in series] for name, series in summary.curves.items()},
-        "pictures": {name: str(path) for name, path in summary.pictures.items()},
-        "tags": summary.tags,
-    }
-
-
-def _unpack(packed: dict[str, Any]) -> Summary:
-    return Summary(
-        metrics={name: float(value) for name, value in packed["metrics"].items()},
-        curves={name: [(x, float(y)) for x, y in series] for name, series in packed["curves"].items()},
-        pictures={name: Path(path) for name, path in packed["pictures"].items()},
-        tags=dict(packed["tags"]),
-    )

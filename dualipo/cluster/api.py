@@ -94,8 +94,9 @@ class Cluster:
                 return None
             raise
 
-    def patch(self, name: str, operations: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.persist(self._custom.patch_namespaced_custom_object, *self._jobs, name, operations)
+    def patch(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """A JSON merge patch: this client sends no other kind to custom objects."""
+        return self.persist(self._custom.patch_namespaced_custom_object, *self._jobs, name, changes)
 
     def delete(self, job: dict[str, Any], within: float | None = None) -> None:
         """Deletes this very job, after its JobSet and pods; does nothing where it is gone or another has its name."""

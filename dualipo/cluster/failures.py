@@ -39,7 +39,7 @@ def refused(status: int, body: str | bytes | None, settings: TrainJob) -> Failur
         return _quota(said, settings)
     if status == 403 and "violates PodSecurity" not in said and " cannot " in said:
         return Failure(
-            "refused", f"the service account may not do this: {said}; apply k8s/trainer (Role dualipo-runner)"
+            "refused", f"the service account may not do this: {said}; apply k8s/trainer (Role dualipo-trainjobs)"
         )
     if status == 404:
         remedy = f"install Kubeflow Trainer 2.2 or newer, and create {where}"

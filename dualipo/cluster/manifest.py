@@ -19,7 +19,7 @@ NODE = "node"
 """Kubeflow Trainer's name of the replicated job, and of the container in it, that trains."""
 MODELS, SCRATCH = "/models", "/scratch"
 """Where the claims are mounted on every node."""
-SPEC_HASH, ATTEMPT, WATCHER = "dualipo/spec-hash", "dualipo/attempt", "dualipo/watcher"
+SPEC_HASH, ATTEMPT, WATCHER = "dualipo.io/spec-hash", "dualipo.io/attempt", "dualipo.io/watcher"
 """Annotations: of what the job was made, which attempt it is, and who answers for its removal."""
 USER = 1000
 """User and group of the nodes' processes; the group owns what they write to the claims."""
@@ -86,10 +86,10 @@ def _labels(training: Training) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "dualipo",
         "app.kubernetes.io/component": "training",
-        "dualipo/experiment": label_value(training.experiment),
-        "dualipo/round": label_value(training.round),
-        "dualipo/step": label_value(training.step),
-        "dualipo/fingerprint": label_value(training.fingerprint),
+        "dualipo.io/experiment": label_value(training.experiment),
+        "dualipo.io/round": label_value(training.round),
+        "dualipo.io/step": label_value(training.step),
+        "dualipo.io/fingerprint": label_value(training.fingerprint),
     }
 
 
@@ -104,10 +104,10 @@ def _spec(training: Training, settings: TrainJob, labels: dict[str, str]) -> dic
     node = {"name": NODE, "template": {"metadata": metadata, "spec": {"template": pod}}}
     template = {"metadata": metadata, "spec": {"replicatedJobs": [node]}}
     return {
-        "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": settings.runtime},
+        "runtimeRef": {"apiGroup": GROUP, "kind": settings.runtime_kind, "name": settings.runtime},
         "activeDeadlineSeconds": settings.deadline_seconds,
         "trainer": _trainer(training, settings),
-        "runtimePatches": [{"manager": "dualipo/runner", "trainingRuntimeSpec": {"template": template}}],
+        "runtimePatches": [{"manager": "dualipo.io/runner", "trainingRuntimeSpec": {"template": template}}],
     }
 
 

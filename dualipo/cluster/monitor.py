@@ -72,10 +72,10 @@ class Monitor:
         return any(stream.pod == pod for stream in self._streams.values())
 
     def close(self) -> None:
-        """Waits for the rest of the logs, for as long as that is worth."""
+        """Waits for the rest of the logs; not for what a node that still runs may yet say."""
         for uid, stream in self._streams.items():
-            running = phase(self._pods[uid]) == "Running" and not self.over
-            stream.finish(0.0 if running else self.cluster.patience.drain)
+            running = phase(self._pods[uid]) == "Running"
+            stream.finish(min(1.0, self.cluster.patience.drain) if running else self.cluster.patience.drain)
 
     def _end(self, failure: Failure | None) -> None:
         if not self.over:

@@ -129,18 +129,17 @@ class _Launch:
     def _adopt(self, job: Thing) -> Thing | None:
         """Takes over a job's removal from its last watcher; None where it changed hands or went meanwhile."""
         metadata = job["metadata"]
-        references = [self.owner.reference()] if self.owner else []
-        operations = [
-            {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
-            {"op": "test", "path": f"/metadata/annotations/{_pointer(WATCHER)}", "value": _watcher(job)},
-            {"op": "add", "path": f"/metadata/annotations/{_pointer(WATCHER)}", "value": self.watcher},
-            {"op": "add", "path": "/metadata/ownerReferences", "value": references},
-        ]
+        # the version makes the server refuse where anything changed since.
+        changes = {
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "annotations": {WATCHER: self.watcher},
+            "ownerReferences": [self.owner.reference()] if self.owner else [],
+        }
         try:
-            return self.cluster.patch(self.name, operations)
+            return self.cluster.patch(self.name, {"metadata": changes})
         except transient_errors() as error:
-            # 404: gone; 409, 422: a test failed.
-            if getattr(error, "status", None) in (404, 409, 422):
+            if getattr(error, "status", None) in (404, 409):
                 return None
             raise
 
@@ -210,11 +209,6 @@ class _Launch:
 
 def _watcher(job: Thing) -> str | None:
     return (job["metadata"].get("annotations") or {}).get(WATCHER)
-
-
-def _pointer(key: str) -> str:
-    """A key as a JSON pointer writes it."""
-    return key.replace("~", "~0").replace("/", "~1")
 
 
 # ---- signals

@@ -70,6 +70,24 @@ class Summary:
     """Contact sheets and sample clips, by name; files inside the outputs or the scratch folder."""
     tags: dict[str, str] = field(default_factory=dict)
 
+    def packed(self) -> dict[str, Any]:
+        """As JSON. Floats become strings: a loss that is NaN must be seen, and JSON has no word for it."""
+        return {
+            "metrics": {name: repr(float(value)) for name, value in self.metrics.items()},
+            "curves": {name: [(int(x), repr(float(y))) for x, y in series] for name, series in self.curves.items()},
+            "pictures": {name: str(path) for name, path in self.pictures.items()},
+            "tags": self.tags,
+        }
+
+    @classmethod
+    def unpacked(cls, packed: dict[str, Any]) -> Summary:
+        return cls(
+            metrics={name: float(value) for name, value in packed["metrics"].items()},
+            curves={name: [(x, float(y)) for x, y in series] for name, series in packed["curves"].items()},
+            pictures={name: Path(path) for name, path in packed["pictures"].items()},
+            tags=dict(packed["tags"]),
+        )
+
 
 def _round(name: str, kind: Kind) -> Port:
     return Port(f"runs/{{round}}/{name}", kind)
