@@ -19,6 +19,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Ki|Mi|Gi|Ti)$")]
+"""An amount of memory as Kubernetes writes it."""
 
 
 class Section(BaseModel):
@@ -216,6 +218,57 @@ class PromoteGenerator(Section):
     """Points of the benchmark's total that a candidate may lose against the incumbent and still be promoted."""
 
 
+class TrainJob(Section):
+    """Where `align` and `train_critic` train: changes nothing of what they make, and is in no fingerprint."""
+
+    launcher: Literal["local", "kubeflow"] = "local"
+    """`local`: the step's own process and GPUs; `kubeflow`: a TrainJob of Kubeflow Trainer v2 on several nodes."""
+    image: str | None = Field(None, pattern=r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+    """Image of the nodes, pinned by digest: `registry/name@sha256:...`."""
+    namespace: str = Field("dualipo", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    runtime: str = "dualipo-deepspeed"
+    """The runtime that the nodes start from; k8s/trainer holds this one."""
+    runtime_kind: Literal["TrainingRuntime", "ClusterTrainingRuntime"] = "TrainingRuntime"
+    """Of the namespace, or one that the cluster's operators give to all."""
+    nodes: PositiveInt = 1
+    gpus_per_node: PositiveInt = 8
+    """Also the processes on each node."""
+    cpus_per_node: PositiveInt = 32
+    memory_per_node: Quantity = "256Gi"
+    shared_memory: Quantity = "64Gi"
+    """Size of /dev/shm, which counts as memory."""
+    env: dict[str, str] = {}
+    """Environment of the nodes. No secrets: those go through `secret_env`."""
+    secret_env: dict[str, Annotated[str, Field(pattern=r"^[a-z0-9][-a-z0-9.]*/[-._a-zA-Z0-9]+$")]] = {}
+    """Variables taken from Secrets, as `secret/key`, e.g. `{AWS_ACCESS_KEY_ID: dualipo-s3/access_key}`."""
+    node_selector: dict[str, str] = {}
+    """Labels of the nodes to train on."""
+    models_claim: str = "dualipo-models"
+    """PersistentVolumeClaim of base models, read-only under /models."""
+    scratch_claim: str = "dualipo-scratch"
+    """ReadWriteMany claim under /scratch: what the nodes read, write and resume from."""
+    pending_seconds: PositiveInt = 3600
+    """How long the nodes may wait for a place and their images; time in a queue, suspended, does not count."""
+    deadline_seconds: PositiveInt = 604800
+    """How long the job may run."""
+    retries: int = Field(3, ge=0)
+    """New attempts after an eviction, a preemption or a lost node; each resumes from the scratch claim."""
+    keep_failed: bool = False
+    """Leaves a failed job and its pods for debugging; the next run of the step replaces it."""
+
+    @model_validator(mode="after")
+    def _kubeflow_needs_an_image(self) -> TrainJob:
+        if self.launcher == "kubeflow" and self.image is None:
+            raise ValueError("launcher kubeflow needs `image`, pinned by digest: registry/name@sha256:...")
+        reserved = sorted(n for n in {*self.env, *self.secret_env} if n.startswith("PET_"))
+        if reserved:
+            raise ValueError(f"{reserved[0]} is set by Kubeflow Trainer; remove it from env")
+        both = sorted(set(self.env) & set(self.secret_env))
+        if both:
+            raise ValueError(f"{both[0]} stands in both env and secret_env; keep one")
+        return self
+
+
 class Round(Section):
     prev: str
 
@@ -234,6 +287,7 @@ class Config(Section):
     align: Align = Align()
     evaluate: Evaluate = Evaluate()
     promote_generator: PromoteGenerator = PromoteGenerator()
+    train_job: TrainJob = TrainJob()
     rounds: dict[str, Round] = {"1": Round(prev="base"), "2": Round(prev="1"), "3": Round(prev="2")}
 
     @model_validator(mode="after")
@@ -248,10 +302,10 @@ class Config(Section):
         return self
 
     def digest(self) -> str:
-        """md5 over all parameters, the same for equal parameters however they were written down."""
+        """md5 over all parameters that change what is made, the same for equal ones however they were written down."""
         import hashlib
 
-        return hashlib.md5(self.model_dump_json().encode()).hexdigest()
+        return hashlib.md5(self.model_dump_json(exclude={"train_job"}).encode()).hexdigest()
 
 
 def load_config(*files: str | Path, overrides: dict[str, Any] | None = None) -> Config:

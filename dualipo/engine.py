@@ -256,7 +256,7 @@ class _Call:
                 prepare_torch()
             seed_everything(self.seed, torch_too=self.step.gpu)
             begin = time.monotonic()
-            summary = self.step.function(self.config, Job(self.round, self.seed, self.work), **self.inputs, **staged)
+            summary = self._run(Job(self.round, self.seed, self.work), staged)
             seconds = time.monotonic() - begin
             for port, path in staged.items():
                 if not path.exists():
@@ -276,6 +276,15 @@ class _Call:
         except BaseException:
             remove(self.staging)
             raise
+
+    def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
+        """The step here, or as a TrainJob on other machines."""
+        if self.config.train_job.launcher == "kubeflow":
+            from dualipo.cluster.launch import STEPS, launch
+
+            if self.step.name in STEPS:
+                return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
+        return self.step.function(self.config, job, **self.inputs, **outputs)
 
     def track(self) -> None:
         """Tells MLflow, before anything is published: an output in its place is a recorded one.

@@ -1,0 +1,379 @@
+"""A small API server of Kubernetes over real HTTP: TrainJobs, pods, logs and events of one namespace.
+
+Keeps versions as the real one does: lists and watches go by resourceVersion, watches are streamed, old versions expire
+(410 Gone), creations conflict, deletions bear preconditions and take the dependents first. What the controllers of
+Kubeflow Trainer and JobSet would do, a test does itself: `api.pod`, `api.end`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+NAMESPACE = "dualipo"
+Thing = dict[str, Any]
+
+
+class Refusal(Exception):
+    def __init__(self, status: int, message: str):
+        self.status, self.message = status, message
+
+
+class KubeApi:
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.version = 100
+        self.oldest = 0
+        """Watches from before this version are told that it is gone."""
+        self.store: dict[str, dict[str, Thing]] = {"trainjobs": {}, "pods": {}, "events": {}}
+        self.history: list[tuple[int, str, str, Thing]] = []
+        self.logs: dict[str, list[bytes]] = {}
+        self.cuts = 0
+        """Raised to break every stream that is open."""
+        self.requests: list[tuple[str, str]] = []
+        """Method and path with query, in the order of arrival."""
+        self.refuse: Callable[[str, str], Refusal | None] = lambda method, path: None
+        self.on_create: Callable[[Thing], None] = lambda job: None
+        """What the controllers do once a TrainJob is made; runs in a thread of its own."""
+        self.hold_removal = threading.Event()
+        """While set, jobs under deletion do not go."""
+        self.closing = False
+        self.errors: list[BaseException] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+
+    # ---- what tests do and ask
+
+    def job(self) -> Thing | None:
+        with self.changed:
+            return next(iter(self.store["trainjobs"].values()), None)
+
+    def pod(self, job: Thing, index: int, phase: str = "Running", **status: Any) -> Thing:
+        """Makes a node's pod, or changes its status."""
+        name, labels = f"{job['metadata']['name']}-node-0-{index}-abcde", job["metadata"]["labels"]
+        labels = labels | {
+            "jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"],
+            "batch.kubernetes.io/job-completion-index": str(index),
+        }
+        body = {
+            "metadata": {"name": name, "labels": labels},
+            "spec": {"nodeName": f"machine-{index}", "containers": [{"name": "node"}]},
+            "status": {"phase": phase, "startTime": now(), **status},
+        }
+        return self.put("pods", body)
+
+    def log(self, job: Thing, index: int, *lines: str, stamp: Callable[[], str] | None = None) -> None:
+        with self.changed:
+            log = self.logs.setdefault(f"{job['metadata']['name']}-node-0-{index}-abcde", [])
+            log += [f"{(stamp or fine_now)()} {line}\n".encode() for line in lines]
+            self.changed.notify_all()
+
+    def event(self, name: str, reason: str, message: str, kind: str = "Job") -> None:
+        body = {
+            "metadata": {"name": f"{name}.{uuid.uuid4().hex[:8]}"},
+            "involvedObject": {"kind": kind, "name": name},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": now(),
+        }
+        self.put("events", body)
+
+    def end(self, job: Thing, kind: str, reason: str = "x", message: str = "", status: str = "True") -> None:
+        """Sets a condition of the job: Complete, Failed, Suspended."""
+        with self.changed:
+            job = deepcopy(self.store["trainjobs"][job["metadata"]["name"]])
+            conditions = [c for c in job.get("status", {}).get("conditions", []) if c["type"] != kind]
+            conditions.append({"type": kind, "status": status, "reason": reason, "message": message})
+            self.put("trainjobs", job | {"status": {"conditions": conditions}})
+
+    def cut(self) -> None:
+        """Breaks every open stream, as a restart or a network does."""
+        with self.changed:
+            self.cuts += 1
+            self.changed.notify_all()
+
+    def expire(self) -> None:
+        """Forgets the history: every version that a client knows is too old, and open streams break."""
+        with self.changed:
+            self.version += 1
+            self.oldest = self.version
+        self.cut()
+
+    def count(self, method: str, part: str, without: str | None = None) -> int:
+        return sum(m == method and part in p and not (without and without in p) for m, p in self.requests)
+
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        end = time.monotonic() + 20
+        while not (found := condition()):
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.005)
+        return found
+
+    # ---- state
+
+    def put(self, kind: str, body: Thing) -> Thing:
+        with self.changed:
+            name = body["metadata"]["name"]
+            old = self.store[kind].get(name)
+            self.version += 1
+            fresh = {"uid": uuid.uuid4().hex, "creationTimestamp": now(), "namespace": NAMESPACE}
+            metadata = (old["metadata"] if old else fresh) | body["metadata"] | {"resourceVersion": str(self.version)}
+            thing = deepcopy(body | {"metadata": metadata})
+            self.store[kind][name] = thing
+            self.history.append((self.version, kind, "MODIFIED" if old else "ADDED", thing))
+            self.changed.notify_all()
+            return deepcopy(thing)
+
+    def drop(self, kind: str, name: str) -> None:
+        with self.changed:
+            thing = deepcopy(self.store[kind].pop(name))
+            self.version += 1
+            thing["metadata"]["resourceVersion"] = str(self.version)
+            self.history.append((self.version, kind, "DELETED", thing))
+            self.changed.notify_all()
+
+    def create(self, kind: str, body: Thing, strict: bool) -> Thing:
+        from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
+        known = TrainerV1alpha1TrainJob.from_dict(body).to_dict()
+        if strict and known != body:
+            raise Refusal(400, "strict decoding error: unknown field in TrainJob")
+        with self.changed:
+            if body["metadata"]["name"] in self.store[kind]:
+                raise Refusal(409, f"{kind} {body['metadata']['name']!r} already exists")
+            made = self.put(kind, body)
+        threading.Thread(target=self._control, args=(made,), daemon=True).start()
+        return made
+
+    def _control(self, job: Thing) -> None:
+        try:
+            self.on_create(job)
+        except BaseException as error:
+            self.errors.append(error)
+
+    def patch(self, kind: str, name: str, changes: Thing) -> Thing:
+        with self.changed:
+            body = deepcopy(self.find(kind, name))
+            for key in ("uid", "resourceVersion"):
+                if changes["metadata"].get(key, body["metadata"][key]) != body["metadata"][key]:
+                    raise Refusal(409, f"the object has been modified: {key}")
+            return self.put(kind, _merge(body, changes))
+
+    def delete(self, kind: str, name: str, options: Thing) -> Thing:
+        with self.changed:
+            thing = self.find(kind, name)
+            uid = options.get("preconditions", {}).get("uid")
+            if uid and uid != thing["metadata"]["uid"]:
+                raise Refusal(409, "the UID in the precondition does not match")
+            if options.get("propagationPolicy") != "Foreground":
+                raise Refusal(422, "only foreground deletion is known here")
+            if "deletionTimestamp" not in thing["metadata"]:
+                self.put(kind, thing | {"metadata": thing["metadata"] | {"deletionTimestamp": now()}})
+                threading.Thread(target=self._remove, args=(kind, name), daemon=True).start()
+            return deepcopy(thing)
+
+    def _remove(self, kind: str, name: str) -> None:
+        while self.hold_removal.is_set():
+            time.sleep(0.005)
+        for pod in [p for p, t in self.store["pods"].items() if t["metadata"]["name"].startswith(name)]:
+            self.drop("pods", pod)
+        self.drop(kind, name)
+
+    def find(self, kind: str, name: str) -> Thing:
+        with self.changed:
+            if name not in self.store[kind]:
+                raise Refusal(404, f'{kind} "{name}" not found')
+            return self.store[kind][name]
+
+
+def _merge(into: Any, changes: Any) -> Any:
+    """JSON merge patch (RFC 7386)."""
+    if not isinstance(changes, dict):
+        return changes
+    kept = {key: value for key, value in into.items() if changes.get(key, value) is not None}
+    return kept | {key: _merge(kept.get(key, {}), value) for key, value in changes.items() if value is not None}
+
+
+def _matches(thing: Thing, query: dict[str, str]) -> bool:
+    for selector in filter(None, query.get("labelSelector", "").split(",")):
+        key, _, value = selector.partition("=")
+        if thing["metadata"].get("labels", {}).get(key) != value:
+            return False
+    for selector in filter(None, query.get("fieldSelector", "").split(",")):
+        path, _, value = selector.partition("=")
+        node: Any = thing
+        for key in path.split("."):
+            node = node[key]
+        if node != value:
+            return False
+    return True
+
+
+def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._do()
+
+        do_POST = do_PATCH = do_DELETE = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def _do(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+            url = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
+            # truth as Go's ParseBool takes it.
+            query |= {key: "true" for key, value in query.items() if value in ("True", "1")}
+            api.requests.append((self.command, unquote(self.path)))
+            try:
+                if refusal := api.refuse(self.command, unquote(self.path)):
+                    raise refusal
+                self._route(url.path.split(f"/namespaces/{NAMESPACE}/")[1].split("/"), query, body)
+            except Refusal as refusal:
+                answer = {"kind": "Status", "code": refusal.status, "message": refusal.message}
+                self._answer(json.dumps(answer).encode(), refusal.status)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+            except Exception as error:
+                api.errors.append(error)
+                raise
+
+        def _route(self, path: list[str], query: dict[str, str], body: Any) -> None:
+            kind, name, sub = (*path, None, None)[:3]
+            if sub == "log":
+                return self._log(name, query)
+            if query.get("watch") == "true":
+                return self._watch(kind, query)
+            if self.command == "POST":
+                found = api.create(kind, body, query.get("fieldValidation") == "Strict")
+            elif self.command == "PATCH":
+                assert self.headers["Content-Type"] == "application/merge-patch+json"
+                found = api.patch(kind, name, body)
+            elif self.command == "DELETE":
+                found = api.delete(kind, name, body)
+            elif name:
+                found = api.find(kind, name)
+            else:
+                with api.changed:
+                    items = [thing for thing in api.store[kind].values() if _matches(thing, query)]
+                    found = {"metadata": {"resourceVersion": str(api.version)}, "items": deepcopy(items)}
+            self._answer(json.dumps(found).encode())
+
+        def _answer(self, body: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        # ---- streams
+
+        def _begin(self) -> None:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+
+        def _chunk(self, data: bytes) -> None:
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            self.wfile.flush()
+
+        def _watch(self, kind: str, query: dict[str, str]) -> None:
+            version = int(query["resourceVersion"])
+            end = time.monotonic() + int(query["timeoutSeconds"])
+            with api.changed:
+                cuts = api.cuts
+                if version < api.oldest:
+                    # half of the servers say so in the status, half in the stream.
+                    if api.oldest % 2:
+                        raise Refusal(410, "too old resource version")
+                    self._begin()
+                    gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
+                    self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+                    return self._chunk(b"")
+            self._begin()
+            while True:
+                with api.changed:
+                    while True:
+                        news = [e for e in api.history if e[0] > version and e[1] == kind and _matches(e[3], query)]
+                        if news or api.cuts != cuts or api.closing or time.monotonic() > end:
+                            break
+                        api.changed.wait(0.5)
+                    if api.cuts != cuts or api.closing:
+                        self.close_connection = True
+                        return  # without the last chunk: a break, not an end
+                    lines = [json.dumps({"type": e[2], "object": e[3]}).encode() + b"\n" for e in news]
+                if not news:
+                    return self._chunk(b"")
+                version = news[-1][0]
+                bookmark = {"metadata": {"resourceVersion": str(version)}}
+                for line in [*lines, json.dumps({"type": "BOOKMARK", "object": bookmark}).encode() + b"\n"]:
+                    # a line may come in any number of pieces.
+                    self._chunk(line[:20])
+                    self._chunk(line[20:])
+
+        def _log(self, name: str, query: dict[str, str]) -> None:
+            assert query["container"] == "node"
+            with api.changed:
+                if api.find("pods", name)["status"]["phase"] == "Pending":
+                    raise Refusal(400, "container is waiting to start: ContainerCreating")
+                cuts, sent = api.cuts, 0
+            if query.get("timestamps") != "true":
+                log = [line.split(b" ", 1)[1] for line in api.logs.get(name, [])]
+                return self._answer(b"".join(log[-int(query["tailLines"]) :]))
+            self._begin()
+            while True:
+                with api.changed:
+                    while True:
+                        news = api.logs.get(name, [])[sent:]
+                        pod = api.store["pods"].get(name)
+                        over = pod is None or pod["status"]["phase"] in ("Succeeded", "Failed")
+                        if news or over or api.cuts != cuts or api.closing or query.get("follow") != "true":
+                            break
+                        api.changed.wait(0.5)
+                    cut = api.cuts != cuts or api.closing
+                sent += len(news)
+                text = b"".join(news)
+                if cut:
+                    self._chunk(text[: len(text) // 2] or b"2")  # in the midst of a line
+                    self.close_connection = True
+                    return
+                if not news:
+                    return self._chunk(b"")
+                self._chunk(text)
+
+    return Handler
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def fine_now() -> str:
+    """As a container runtime writes it: nanoseconds, without trailing zeros."""
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{nanoseconds:09}".rstrip("0").rstrip(".") + "Z"
