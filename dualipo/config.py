@@ -189,8 +189,9 @@ class Toleration(Section):
 class Request(Section):
     """What one step's pod asks of a cluster. Null: as `resources.default` says, and there: nothing is asked."""
 
-    shards: PositiveInt | None = None
-    """Pods that share the step's work, each with all that is asked here; of steps whose work can be shared only."""
+    shards: int | None = Field(None, ge=1, le=256)
+    """Pods that share the step's work, each with all that is asked here; of steps whose work can be shared only. What
+    puts the shards together is told of each in one argument of its command, which Linux limits to 128 KiB."""
     gpus: int | None = Field(None, ge=0)
     """GPUs of one pod."""
     gpu: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import warnings
@@ -13,8 +12,10 @@ from typing import Any
 
 from dualipo.errors import UserError
 from dualipo.pipeline.index import Entry, bring, read_index
+from dualipo.tracking import tracking_uri
 from pipelines.build import Build
 
+LOCAL = ".dualipo/pipeline"
 MAX_BYTES = 1_500_000
 """The server makes one Kubernetes object of a run, and etcd takes no larger ones (1.5 MiB, some of it KFP's own)."""
 MAX_PARAMETER_BYTES = 10_000
@@ -43,31 +44,34 @@ def compile_pipeline(build: Build, file: Path) -> Path:
 
 
 def run_local(build: Build, folder: Path) -> list[str]:
-    """Runs the whole pipeline in subprocesses of this machine and brings its artifacts into the experiment's folder;
-    returns their paths. Images, resources, secrets and caching mean nothing here; retries do.
+    """Runs the whole pipeline on this machine (`run_tasks`) and brings its artifacts into the experiment's folder;
+    returns their paths."""
+    fetched = bring(folder, run_tasks(build, folder))
+    shutil.rmtree(folder / LOCAL)
+    return fetched
 
-    Raises UserError where a task fails for good.
+
+def run_tasks(build: Build, folder: Path) -> dict[str, Entry]:
+    """Runs the pipeline's tasks in subprocesses, with artifacts under `folder`/.dualipo/pipeline; returns their index.
+
+    Images, resources, secrets and caching mean nothing here; retries do. Records go to the folder's own MLflow, or to
+    MLFLOW_TRACKING_URI. Raises UserError where a task fails for good.
     """
     from kfp import local
 
     from pipelines.loop import make_loop
 
-    pipeline, root = make_loop(build), folder.absolute() / ".dualipo/pipeline"
-    database = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-    kept = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or database}
-    kept["DUALIPO_SCRATCH"] = str(root / "scratch")
-    logging.getLogger().setLevel(logging.INFO)
+    pipeline, root = make_loop(build), (folder / LOCAL).absolute()
+    kept = {"DUALIPO_SCRATCH": str(root / "scratch"), "MLFLOW_TRACKING_URI": tracking_uri(folder)}
     with _environment(kept), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # settings that are for clusters
+        warnings.simplefilter("ignore")  # of settings that are for clusters
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "artifacts"))
         try:
             made = pipeline()
         except RuntimeError as error:
-            raise UserError(f"the pipeline failed: {error}; the failed task's own message is above") from error
+            raise UserError(f"{error} The failed task's own message is above; nothing was brought home.") from error
     page = Entry.of(made.outputs["page"])
-    fetched = bring(folder, read_index(Path(made.outputs["runs"].path)) | {page.path: page})
-    shutil.rmtree(root)
-    return fetched
+    return read_index(Path(made.outputs["runs"].path)) | {page.path: page}
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from dualipo.steps import Step
 from pipelines.build import Build
 
 SCRATCH, MODELS = "/scratch", "/models"
+BACKOFF = "30s"
+"""Before the first retry; doubled before each further one."""
 
 
 def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = True) -> dsl.PipelineTask:
@@ -23,7 +25,7 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     for secret, keys in (request.secrets or {}).items():
         kubernetes.use_secret_as_env(task, secret, keys)
     if request.retries:
-        task.set_retry(request.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+        task.set_retry(request.retries, backoff_duration=BACKOFF, backoff_factor=2, backoff_max_duration="600s")
     if request.timeout:
         kubernetes.set_timeout(task, request.timeout)
     if request.cpu:
