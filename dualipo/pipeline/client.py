@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,8 @@ class Server:
         spec = documents[0]
         if len(documents) > 1:
             spec = {"pipeline_spec": documents[0], "platform_spec": documents[1]}
-        with self._errors():
+        # the SDK prints addresses; what stands on stdout is the run's id
+        with self._errors(), contextlib.redirect_stdout(sys.stderr):
             found = self.client.create_experiment(experiment, namespace=self.namespace)
             body = api.V2beta1Run(
                 experiment_id=found.experiment_id,

@@ -68,9 +68,12 @@ def put_together(parts: Sequence[Path], step: Step, fingerprint: str, work: Path
         if shard in found:
             raise UserError(f"{part}: shard {shard} is there twice, the other being {found[shard]}; leave one out")
         found[shard] = part
-    wanted = {Shard(number, next(iter(found)).count) for number in range(next(iter(found)).count)}
-    if missing := sorted(map(str, wanted ^ found.keys())):
-        raise UserError(f"{step.name}: shards do not add up, {', '.join(missing[:5])}; hand over every shard once")
+    counts = sorted({shard.count for shard in found})
+    if len(counts) > 1:
+        raise UserError(f"{step.name}: shards of {counts[0]} and of {counts[1]} are mixed; make every shard again")
+    missing = [str(shard) for n in range(counts[0]) if (shard := Shard(n, counts[0])) not in found]
+    if missing:
+        raise UserError(f"{step.name}: shards are missing, {', '.join(missing[:5])}; hand over every shard once")
     for part in parts:
         for file in part.rglob("*"):
             if file.is_file() and file.name != _ABOUT:
