@@ -1,3 +1,6 @@
-"""The one place where the components' image is named. Compiling for a cluster replaces it by `resources.image`."""
+"""The one place where the components' image comes from: `resources.image`, whose default this is. A pipeline that is
+compiled replaces it by its configuration's."""
 
-IMAGE = "dualipo:latest"
+from dualipo.config import Resources
+
+IMAGE = Resources().image

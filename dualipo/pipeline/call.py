@@ -137,4 +137,4 @@ def _publish(run_id: str, index: Mapping[str, Entry], config: Config) -> None:
 
     if not run_id:
         raise UserError("a pipeline's run has no id; pass run_id")
-    Tracker(Path.cwd(), config).log_index(run_id, {path: asdict(entry) for path, entry in index.items()})
+    Tracker(tempfile.gettempdir(), config).log_index(run_id, {path: asdict(entry) for path, entry in index.items()})
