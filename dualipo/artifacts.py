@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 from dualipo.errors import UserError
 
 PARTIAL = ".partial"
+INDEX = "index.json"
+"""In a `runs` folder that a pipeline gathered: what each artifact of the run is, also of those left out of it."""
 
 
 @contextlib.contextmanager
@@ -48,6 +51,17 @@ def replace(source: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move(source: Path, target: Path) -> None:
+    """`replace`, or between file systems a copy that is whole or absent; the source may stay behind then."""
+    try:
+        replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic(target) as temporary:
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
 def remove(path: str | Path) -> None:

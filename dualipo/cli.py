@@ -60,7 +60,7 @@ def cli() -> None:
 # ---- options that several commands share
 
 
-def _folder(command: Callable) -> Callable:
+def folder_option(command: Callable) -> Callable:
     return click.option(
         "--folder",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -70,7 +70,7 @@ def _folder(command: Callable) -> Callable:
     )(command)
 
 
-def _data(command: Callable) -> Callable:
+def data_option(command: Callable) -> Callable:
     return click.option(
         "--data",
         type=click.Path(file_okay=False, path_type=Path),
@@ -78,7 +78,7 @@ def _data(command: Callable) -> Callable:
     )(command)
 
 
-def _parameters(command: Callable) -> Callable:
+def parameter_options(command: Callable) -> Callable:
     command = click.option(
         "-S",
         "--set-param",
@@ -99,7 +99,7 @@ def _force(command: Callable) -> Callable:
     return click.option("--force", is_flag=True, help="Does it anew, changed or not.")(command)
 
 
-def _config(folder: Path, params: tuple[Path, ...], overrides: tuple[str, ...]) -> Config:
+def load_parameters(folder: Path, params: tuple[Path, ...], overrides: tuple[str, ...]) -> Config:
     import yaml
 
     from dualipo.config import load_config
@@ -118,7 +118,7 @@ def _config(folder: Path, params: tuple[Path, ...], overrides: tuple[str, ...]) 
     return load_config(*files, overrides=values)
 
 
-def _data_path(data: Path | None) -> Path:
+def data_path(data: Path | None) -> Path:
     """A folder named on the command line is relative to where the person is."""
     return Path("data") if data is None else data.absolute()
 
@@ -140,7 +140,7 @@ class _StepCommand(click.Command):
             callback=self._run,
             params=[*([option] if step.scope == "round" else []), *ports],
         )
-        for decorate in (_force, _folder, _parameters, _data):
+        for decorate in (_force, folder_option, parameter_options, data_option):
             decorate(self)
 
     def _run(
@@ -153,11 +153,11 @@ class _StepCommand(click.Command):
         round_name: str | None = None,
         **ports: Path | None,
     ) -> None:
-        config = _config(folder, params, overrides)
+        config = load_parameters(folder, params, overrides)
         from dualipo.engine import execute
 
         bindings = {name: path for name, path in ports.items() if path is not None}
-        click.echo(execute(self.step, config, folder, round_name, bindings, force=force, data=_data_path(data)))
+        click.echo(execute(self.step, config, folder, round_name, bindings, force=force, data=data_path(data)))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if not self.step.sections:
@@ -185,9 +185,9 @@ def _port_option(name: str, port: Port, direction: str) -> click.Option:
 
 
 @cli.command("run")
-@_data
-@_parameters
-@_folder
+@data_option
+@parameter_options
+@folder_option
 @_force
 @click.option("--until", metavar="ROUND[/STEP]", help="Stops after that round, or that step of it.")
 def run_command(
@@ -202,10 +202,10 @@ def run_command(
 
     What is up to date is skipped; a run that was stopped goes on where it was.
     """
-    config = _config(folder, params, overrides)
+    config = load_parameters(folder, params, overrides)
     from dualipo.engine import run
 
-    outcomes = run(config, folder, until, _data_path(data), force)
+    outcomes = run(config, folder, until, data_path(data), force)
     for name, path in outcomes[-1].outputs.items():
         click.echo(f"{name}: {path.absolute()}")
 
@@ -218,14 +218,14 @@ for _step in GRAPH.values():
 
 
 @cli.command()
-@_data
-@_parameters
-@_folder
+@data_option
+@parameter_options
+@folder_option
 def doctor(data: Path | None, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
     """Says what is installed, what is missing and what to do about it. Exits with 1 where something is missing."""
     from dualipo.doctor import examine, format_findings
 
-    findings = examine(folder, _data_path(data), lambda: _config(folder, params, overrides))
+    findings = examine(folder, data_path(data), lambda: load_parameters(folder, params, overrides))
     click.echo(format_findings(findings))
     if any(finding.state == "missing" for finding in findings):
         raise click.exceptions.Exit(1)
@@ -233,14 +233,14 @@ def doctor(data: Path | None, params: tuple[Path, ...], overrides: tuple[str, ..
 
 @cli.command()
 @click.argument("reference")
-@_parameters
-@_folder
+@parameter_options
+@folder_option
 def lineage(reference: str, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
     """Prints everything that went into a registered model, back to the human labels.
 
     REFERENCE is NAME@ALIAS, NAME/VERSION, or `critic` or `generator` for this experiment's champion.
     """
-    config = _config(folder, params, overrides)
+    config = load_parameters(folder, params, overrides)
     from dualipo.lineage import format_lineage, lineage
 
     click.echo(format_lineage(lineage(folder, config, reference)))
@@ -248,14 +248,14 @@ def lineage(reference: str, params: tuple[Path, ...], overrides: tuple[str, ...]
 
 @cli.command()
 @click.argument("reference")
-@_parameters
-@_folder
+@parameter_options
+@folder_option
 def verify(reference: str, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
     """Recomputes every hash in a registered model's lineage. Exits with 1 where a link is broken.
 
     REFERENCE is NAME@ALIAS, NAME/VERSION, or `critic` or `generator` for this experiment's champion.
     """
-    config = _config(folder, params, overrides)
+    config = load_parameters(folder, params, overrides)
     from dualipo.lineage import broken, format_checks, verify
 
     checks = verify(folder, config, reference)
@@ -299,14 +299,14 @@ def prompt_pool(count: int, space: str, seed: int, out: Path) -> None:
     help="Share of the GPU's peak rate that is reached.",
 )
 @click.option("-S", "--set-param", "overrides", multiple=True, metavar="KEY=VALUE", help="Sets one parameter.")
-@_folder
+@folder_option
 def plan_command(preset: Path, folder: Path, overrides: tuple[str, ...], gpu: str, **options: Any) -> None:
     """Prints what a round would cost: GPU-hours, memory and storage, and every assumption behind them.
 
     PRESET is a parameter file, or the name of one in params/. Exits with 1 where a step does not fit into a GPU.
     """
     named = folder / "params" / f"{preset}.yaml"
-    config = _config(folder, (named if named.is_file() and not preset.is_file() else preset,), overrides)
+    config = load_parameters(folder, (named if named.is_file() and not preset.is_file() else preset,), overrides)
     from dualipo.plan import GPUS, Setup, format_plan, plan
     from dualipo.sizes import CRITICS, open_backbone, resized
 
@@ -337,6 +337,34 @@ cli.add_command(
         "Brings labels and clips of other formats into a data folder: VideoAlign, VideoGen-RewardBench, GenAI-Bench.",
     )
 )
+
+cli.add_command(
+    _Lazy(
+        "pipeline",
+        "dualipo.pipeline.cli:pipeline",
+        "The experiment as a Kubeflow pipeline: compile, run here, submit, follow.",
+    )
+)
+
+
+@cli.command("pull")
+@click.argument("run_id")
+@parameter_options
+@folder_option
+@click.option("--take-params", is_flag=True, help="Writes the run's parameters to params.yaml first.")
+def pull_command(
+    run_id: str, params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path, take_params: bool
+) -> None:
+    """Brings a pipeline run's artifacts to where `dualipo run` puts them, and tells DVC that they are done.
+
+    RUN_ID is what `dualipo pipeline submit` printed. MLflow is asked where each artifact lies.
+    """
+    config = load_parameters(folder, params, overrides)
+    from dualipo.pipeline.pull import pull
+
+    fetched, known = pull(folder, config, run_id, take_params)
+    click.echo(f"{fetched} of {known} artifacts fetched, the others were here")
+
 
 for _command in cli.commands.values():
     # click cuts a long help short in the overview, in the middle of a sentence.

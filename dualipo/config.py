@@ -273,6 +273,74 @@ class Round(Section):
     prev: str
 
 
+class Toleration(Section):
+    """As in a pod's specification."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Request(Section):
+    """What one step's pod asks of a cluster. Null: as `resources.default` says, and there: nothing is asked."""
+
+    shards: int | None = Field(None, ge=1, le=256)
+    """Pods that share the step's work, each with all that is asked here; of steps whose work can be shared only. What
+    puts the shards together is told of each in one argument of its command, which Linux limits to 128 KiB."""
+    gpus: int | None = Field(None, ge=0)
+    """GPUs of one pod."""
+    gpu: str | None = None
+    """The GPUs' resource name, e.g. `nvidia.com/gpu`."""
+    cpu: str | None = None
+    """Cores that are reserved, e.g. `"8"`."""
+    memory: str | None = None
+    """Reserved, and the limit, e.g. `64Gi`."""
+    shm: str | None = None
+    """Size of /dev/shm, which PyTorch's processes talk through; it counts as memory."""
+    node_selector: dict[str, str] | None = None
+    tolerations: tuple[Toleration, ...] | None = None
+    secrets: dict[str, dict[str, str]] | None = None
+    """Of each secret, which of its keys becomes which environment variable."""
+    env: dict[str, str] | None = None
+    """Environment variables, e.g. `MLFLOW_TRACKING_URI`. No passwords: these are readable in the pipeline."""
+    model_cache: str | None = None
+    """PersistentVolumeClaim that HF_HOME lies on."""
+    scratch: str | None = None
+    """PersistentVolumeClaim for checkpoints, so that a step goes on after its pod was evicted; else they go with it."""
+    retries: int | None = Field(None, ge=0)
+    """How often a failed pod is started again."""
+    timeout: PositiveInt | None = None
+    """Seconds after which a pod is stopped."""
+
+
+class Resources(Section):
+    """Where the pipeline's steps run on a cluster. Changes nothing that they make."""
+
+    image: str = "dualipo:latest"
+    """Container image of every step; by digest (`name@sha256:...`) wherever results should be cached."""
+    default: Request = Request(shards=1, gpus=0, gpu="nvidia.com/gpu", retries=2)
+    steps: dict[str, Request] = {}
+    """By step: what replaces the default."""
+
+    @model_validator(mode="after")
+    def _steps_are_known(self) -> Resources:
+        from dualipo.steps import GRAPH
+
+        for name, request in self.steps.items():
+            if name not in GRAPH:
+                raise ValueError(f"steps: {name!r} is no step; known: {', '.join(GRAPH)}")
+            if (request.shards or 1) > 1 and GRAPH[name].shards == "no":
+                able = ", ".join(step.name for step in GRAPH.values() if step.shards != "no")
+                raise ValueError(f"steps.{name}.shards: the work of {name} can't be shared; it can of {able}")
+        return self
+
+    def of(self, step: str | None) -> Request:
+        """What `step` asks for; None stands for the pipeline's own small tasks."""
+        own = self.steps[step].model_dump(exclude_none=True) if step in self.steps else {}
+        return Request.model_validate(self.default.model_dump() | own)
+
+
 class Config(Section):
     """All of params.yaml."""
 
@@ -288,6 +356,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     promote_generator: PromoteGenerator = PromoteGenerator()
     train_job: TrainJob = TrainJob()
+    resources: Resources = Resources()
     rounds: dict[str, Round] = {"1": Round(prev="base"), "2": Round(prev="1"), "3": Round(prev="2")}
 
     @model_validator(mode="after")
@@ -305,7 +374,7 @@ class Config(Section):
         """md5 over all parameters that change what is made, the same for equal ones however they were written down."""
         import hashlib
 
-        return hashlib.md5(self.model_dump_json(exclude={"train_job"}).encode()).hexdigest()
+        return hashlib.md5(self.model_dump_json(exclude={"resources", "train_job"}).encode()).hexdigest()
 
 
 def load_config(*files: str | Path, overrides: dict[str, Any] | None = None) -> Config:

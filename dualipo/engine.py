@@ -14,20 +14,20 @@ import contextlib
 import errno
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualipo import __version__
-from dualipo.artifacts import Digest, atomic, digest, remove, replace, write_json
+from dualipo.artifacts import Digest, digest, move, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.runtime import disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
 from dualipo.steps import BASE, GRAPH, Job, Port, Step, Summary, derive_seed
+from dualipo.steps.sharding import Shard, put_together, write_part
 
 if TYPE_CHECKING:
     from dualipo.tracking import Artifact
@@ -69,15 +69,17 @@ def execute(
     force: bool = False,
     track: bool = True,
     data: str | Path = "data",
+    parts: Sequence[Path] = (),
 ) -> Outcome:
     """Runs one step of one round in the experiment's folder `root`, or finds that nothing has changed.
 
-    `bindings` puts other paths in the place of ports' own; `data` is the data folder, relative to `root` or absolute.
+    `bindings` puts other paths in the place of ports' own; `data` is the data folder, relative to `root` or absolute;
+    `parts` are what `execute_shard` made of every shard of this very call, in place of the work in them.
     Outputs appear only complete, and by renaming: who is killed, or runs out of disk, leaves the outputs of before or
     none, and the same call completes the work. Raises UserError where an input is missing, the round is unknown, the
     same step is already running here, or the disk is full.
     """
-    call = _Call(step, config, Path(root), *_rounds(step, config, round_name))
+    call = _Call(step, config, Path(root), *_rounds(step, config, round_name), parts=parts)
     call.bind(data, bindings or {})
     with disk_trouble(call.title, call.root), lock(call.lock, call.title):
         call.require_inputs()
@@ -94,6 +96,25 @@ def execute(
             call.publish()
         call.clear(everything=not skipped)
         return call.outcome(skipped)
+
+
+def execute_shard(
+    step: Step,
+    config: Config,
+    shard: Shard,
+    part: Path,
+    root: str | Path = ".",
+    round_name: str | None = None,
+    bindings: Mapping[str, str | Path] | None = None,
+    data: str | Path = "data",
+) -> None:
+    """Makes the folder `part`: one shard's chunks of a step, for `execute(parts=...)` of the same step, round,
+    parameters and inputs, on this machine or another. Resumes after a kill; raises UserError as `execute`."""
+    call = _Call(step, config, Path(root), *_rounds(step, config, round_name), shard=shard)
+    call.bind(data, bindings or {})
+    with disk_trouble(call.title, call.root), lock(call.lock, call.title):
+        call.require_inputs()
+        call.make_part(part)
 
 
 def plan(config: Config) -> list[tuple[Step, str]]:
@@ -155,6 +176,8 @@ class _Call:
     root: Path
     round: str
     prev: str
+    parts: Sequence[Path] = ()
+    shard: Shard | None = None
 
     def bind(self, data: str | Path, bindings: Mapping[str, str | Path]) -> None:
         unknown = set(bindings) - set(self.step.inputs) - set(self.step.outputs)
@@ -175,7 +198,11 @@ class _Call:
 
     @property
     def lock(self) -> Path:
-        return self.root / STATE / "locks" / f"{self.step.name}-{self.round}.lock"
+        return self.root / STATE / "locks" / f"{self.step.name}-{self.round}{self._suffix}.lock"
+
+    @property
+    def _suffix(self) -> str:
+        return f"-{self.shard.number}of{self.shard.count}" if self.shard else ""
 
     def require_inputs(self) -> None:
         for name, path in self.inputs.items():
@@ -208,7 +235,7 @@ class _Call:
         return hashlib.md5(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def _state(self, kind: str) -> Path:
-        return self.root / STATE / kind / f"{self.step.name}-{self.round}-{self.fingerprint}"
+        return self.root / STATE / kind / f"{self.step.name}-{self.round}-{self.fingerprint}{self._suffix}"
 
     @property
     def work(self) -> Path:
@@ -252,11 +279,11 @@ class _Call:
         try:
             for path in [self.work, *(path.parent for path in staged.values())]:
                 path.mkdir(parents=True, exist_ok=True)
-            if self.step.gpu:
-                prepare_torch()
-            seed_everything(self.seed, torch_too=self.step.gpu)
+            if self.parts:
+                put_together(self.parts, self.step, self.fingerprint, self.work)
+            job = self._job()
             begin = time.monotonic()
-            summary = self._run(Job(self.round, self.seed, self.work), staged)
+            summary = self._run(job, staged)
             seconds = time.monotonic() - begin
             for port, path in staged.items():
                 if not path.exists():
@@ -285,6 +312,22 @@ class _Call:
             if self.step.name in STEPS:
                 return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
         return self.step.function(self.config, job, **self.inputs, **outputs)
+
+    def _job(self) -> Job:
+        if self.step.gpu:
+            prepare_torch()
+        seed_everything(self.seed, torch_too=self.step.gpu)
+        return Job(self.round, self.seed, self.work)
+
+    def make_part(self, part: Path) -> None:
+        """Computes the shard's chunks and moves them to `part`."""
+        assert self.shard
+        self.work.mkdir(parents=True, exist_ok=True)
+        chunks = self.step.chunks(self.config, self._job(), **self.inputs)
+        chunks.make(self.shard.indices(len(chunks)))
+        write_part(self.work, self.step, self.fingerprint, self.shard)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        move(self.work, part)
 
     def track(self) -> None:
         """Tells MLflow, before anything is published: an output in its place is a recorded one.
@@ -328,7 +371,7 @@ class _Call:
         for port, path in self.outputs.items():
             if self.staged(port).exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _move(self.staged(port), path)
+                move(self.staged(port), path)
         write_json(self.staging / "done.json", self.record)
         done.parent.mkdir(parents=True, exist_ok=True)
         replace(self.staging / "done.json", done)
@@ -368,16 +411,6 @@ def _remedy(port: Port, round_name: str, prev: str) -> str:
             option = f" --round {source}" if maker.scope == "round" else ""
             return f"run `dualipo {maker.name}{option}` first"
     return "run `dualipo run` first"
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        replace(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        with atomic(target) as temporary:  # an output bound to another file system
-            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
 # ---- digests and records

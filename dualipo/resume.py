@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -14,24 +15,38 @@ from dualipo.artifacts import atomic
 Item = TypeVar("Item")
 
 
-def in_chunks(
-    work: Path,
-    name: str,
-    items: Sequence[Item],
-    size: int,
-    compute: Callable[[int, Sequence[Item]], list[dict[str, Any]]],
-) -> list[dict[str, Any]]:
-    """Rows of `compute(index, chunk)` over all chunks of `size` items, in order.
+@dataclass(frozen=True)
+class Chunks(Generic[Item]):
+    """A loop over `items`, cut into chunks of `size`; rows of chunk 3 lie in `work`/`name`-00003.jsonl.
 
-    `compute` must depend on its arguments alone, so that a resumed loop gives what an unbroken one does.
+    `compute(index, items of the chunk)` must depend on its arguments alone: chunks made after a kill, or in another
+    process (dualipo/steps/sharding.py), are then what an unbroken loop makes. Files beside the rows go into `work` too.
     """
-    rows: list[dict[str, Any]] = []
-    work.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range((len(items) + size - 1) // size), desc=name, leave=False):
-        path = work / f"{name}-{index:05d}.jsonl"
-        if not path.exists():
-            made = compute(index, items[index * size : (index + 1) * size])
-            with atomic(path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
-        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return rows
+
+    work: Path
+    name: str
+    items: Sequence[Item]
+    size: int
+    compute: Callable[[int, Sequence[Item]], list[dict[str, Any]]]
+
+    def __len__(self) -> int:
+        """How many chunks there are."""
+        return -(-len(self.items) // self.size)
+
+    def make(self, indices: Iterable[int]) -> None:
+        """Computes those of the chunks that are not there yet."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        for index in tqdm(list(indices), desc=self.name, leave=False):
+            if not self._file(index).exists():
+                made = self.compute(index, self.items[index * self.size : (index + 1) * self.size])
+                with atomic(self._file(index)) as temporary:
+                    temporary.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of every chunk in order; computes what is missing."""
+        self.make(range(len(self)))
+        files = [self._file(index) for index in range(len(self))]
+        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def _file(self, index: int) -> Path:
+        return self.work / f"{self.name}-{index:05d}.jsonl"

@@ -69,7 +69,12 @@ def threads() -> int:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit checked out in `folder`, with `-dirty` where tracked files differ; None outside a repository."""
+    """The commit checked out in `folder`, with `-dirty` where tracked files differ; None outside a repository.
+
+    DUALIPO_COMMIT overrules it: in a container the library's code lies in no repository.
+    """
+    if stated := os.environ.get("DUALIPO_COMMIT"):
+        return stated
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

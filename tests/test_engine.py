@@ -537,4 +537,5 @@ def test_a_step_reads_only_the_sections_it_declares(step, repository):
 
 
 def test_the_report_speaks_of_the_whole_configuration():
-    assert set(GRAPH["report"].sections) == set(Config.model_fields)
+    # resources change nothing that a step makes.
+    assert set(GRAPH["report"].sections) == set(Config.model_fields) - {"resources"}

@@ -12,16 +12,23 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from drivers import BLIND_STEPS
+from kfp import dsl, local
 from small import shrink
 from warm import KILLED, Warm
 
+import components
 from dualipo.artifacts import digest
 from dualipo.cli import cli
-from dualipo.config import Config, load_config
+from dualipo.config import Config, load_config, parse_config
 from dualipo.engine import WHOLE, plan
+from dualipo.errors import UserError
+from dualipo.pipeline.index import Entry
 from dualipo.records import HumanChoice, HumanRating, Prompt, find_table, read_rows
 from dualipo.steps import BASE, GRAPH
 from dualipo.tracking import Tracker
+from pipelines.build import Build
+from pipelines.compile import run_tasks
+from pipelines.resources import dress
 
 DRIVERS = Path(__file__).with_name("drivers.py")
 DUALIPO = Path(sys.executable).with_name("dualipo")
@@ -121,31 +128,50 @@ def test_the_rounds_build_on_each_other(smoke):
 # ---- the same from DVC
 
 
-def test_dvc_repro_makes_the_same_bytes_and_then_nothing(smoke, new_folder, warm, repository):
-    folder = new_folder("dvc")
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(repository / name, folder / name)
-    shutil.copytree(repository / "dualipo/steps", folder / "dualipo/steps")
-    program = folder.parent / "bin/dualipo"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {" ".join(warm.prefix)} dualipo "$@"\n')
-    program.chmod(0o755)
-    identity = {f"GIT_{who}_{what}": "a@b.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    environment = os.environ | identity | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+@dataclass
+class DvcFolder:
+    """An experiment's folder that is a git and DVC repository, and a warm `dualipo` on the PATH."""
 
-    def do(*command: str) -> str:
-        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    folder: Path
+    environment: dict[str, str]
+
+    def do(self, *command: str) -> str:
+        options = {"cwd": self.folder, "env": self.environment, "capture_output": True, "text": True, "timeout": 900}
+        ended = subprocess.run(command, **options)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
-    def dvc(*arguments: str) -> str:
-        return do(sys.executable, "-m", "dvc", *arguments)
+    def dvc(self, *arguments: str) -> str:
+        return self.do(sys.executable, "-m", "dvc", *arguments)
 
-    do("git", "init", "--quiet")
-    dvc("add", "data", "--quiet")
-    do("git", "add", ".")
-    do("git", "commit", "--quiet", "--message", "data")
+
+@pytest.fixture(scope="module")
+def dvc_folder(new_folder, warm, repository):
+    def make(name: str) -> DvcFolder:
+        folder = new_folder(name)
+        for held in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+            (folder / held).parent.mkdir(exist_ok=True)
+            shutil.copy(repository / held, folder / held)
+        shutil.copytree(repository / "dualipo/steps", folder / "dualipo/steps")
+        program = folder.parent / "bin/dualipo"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {" ".join(warm.prefix)} dualipo "$@"\n')
+        program.chmod(0o755)
+        identity = {f"GIT_{who}_{what}": "a@b.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        path = {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+        made = DvcFolder(folder, os.environ | identity | path)
+        made.do("git", "init", "--quiet")
+        made.dvc("add", "data", "--quiet")
+        made.do("git", "add", ".")
+        made.do("git", "commit", "--quiet", "--message", "data")
+        return made
+
+    return make
+
+
+def test_dvc_repro_makes_the_same_bytes_and_then_nothing(smoke, dvc_folder):
+    project = dvc_folder("dvc")
+    folder, dvc = project.folder, project.dvc
     dvc("repro")
 
     made, expected = Run(folder, smoke.config).md5s(), smoke.md5s()
@@ -163,6 +189,136 @@ def test_dvc_repro_makes_the_same_bytes_and_then_nothing(smoke, new_folder, warm
     after = Run(folder, smoke.config).md5s()
     after |= {str(path): str(path.stat().st_mtime_ns) for path in (folder / ".dualipo/done").iterdir()}
     assert after == before and (folder / "dvc.lock").read_text() == locked
+
+
+# ---- the same from a pipeline
+
+
+@dataclass
+class Pipeline:
+    """A run in KFP's local runner, two shards where work can be shared. One task failed once."""
+
+    run: Run
+    index: dict[str, Entry]
+    failed: int
+
+    @property
+    def id(self) -> str:
+        """Of the pipeline's run, as MLflow knows it."""
+        [found] = Tracker(self.run.folder, self.run.config).store.find_runs(level="experiment")
+        [tag] = [tag for tag in found.data.tags if tag.startswith("dualipo.pipeline.")]
+        return tag.removeprefix("dualipo.pipeline.")
+
+
+@pytest.fixture(scope="module")
+def warm_tasks(warm, tmp_path_factory) -> Path:
+    """A program that is `python` to KFP's local runner."""
+    program = tmp_path_factory.mktemp("tasks") / "python"
+    task = Path(__file__).with_name("kfp_task.py")
+    program.write_text(f'#!/bin/sh\nexec {" ".join(warm.prefix)} {task} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="module")
+def pipeline(new_folder, warm_tasks, config) -> Pipeline:
+    folder = new_folder("pipeline")
+    able = [step.name for step in GRAPH.values() if step.shards != "no"]
+    asked = {"default": {"retries": 1}, "steps": {name: {"shards": 2} for name in able}}
+    content = config.model_dump(mode="json") | {"resources": asked}
+    build = Build(parse_config(content), str(folder / "data"), digest(folder / "data").md5)
+    count = folder.parent / "failed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_tasks))
+        patch.setattr("pipelines.resources.BACKOFF", "0s")
+        patch.setenv("TASK_FAULT", f"generate_shard:begin:{count}:1")
+        index = run_tasks(build, folder)
+    return Pipeline(Run(folder, config), index, int(count.read_text()))
+
+
+def test_a_pipeline_in_shards_makes_the_same_bytes_and_the_same_registry(smoke, pipeline):
+    assert {path: entry.md5 for path, entry in pipeline.index.items()} == smoke.md5s()
+    assert pipeline.run.versions() == smoke.versions()
+    for kind in ("critic", "generator"):
+        for alias in ("champion", "previous"):
+            ours, theirs = (
+                Tracker(run.folder, run.config).resolve(f"smoke-{kind}@{alias}") for run in (pipeline.run, smoke)
+            )
+            assert (ours.md5, ours.number, ours.tags["round"]) == (theirs.md5, theirs.number, theirs.tags["round"])
+
+
+def test_a_pipeline_records_the_same_links_as_a_run(smoke, pipeline):
+    links = [
+        {(r.step, r.round): (r.inputs, r.outputs, r.config_digest) for r in Tracker(run.folder, run.config).step_runs()}
+        for run in (pipeline.run, smoke)
+    ]
+    # the report reads a folder without the models, and with an index.
+    for found in links:
+        found["report", WHOLE][0].pop("runs")
+    assert links[0] == links[1] and len(links[0]) == len(plan(smoke.config))
+
+
+def test_a_task_that_fails_once_is_retried(pipeline):
+    assert pipeline.failed == 1
+
+
+def test_a_pulled_run_is_done_to_dvc_and_verifies(smoke, pipeline, dvc_folder, monkeypatch):
+    project = dvc_folder("pull")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{pipeline.run.folder / 'mlflow.db'}")
+    parameters = project.folder / "params.yaml"
+    written = parameters.read_text()
+    parameters.write_text(written.replace("beta: 1000.0", "beta: 999.0"))
+    pull = ["pull", pipeline.id, "--folder", str(project.folder), "--params", str(parameters)]
+    refused = CliRunner().invoke(cli, pull)
+    assert isinstance(refused.exception, UserError) and "--take-params" in str(refused.exception)
+    assert not (project.folder / "runs").exists()
+
+    result = CliRunner().invoke(cli, [*pull, "--take-params"], catch_exceptions=False)
+    assert result.output.startswith(f"{len(pipeline.index)} of {len(pipeline.index)} artifacts fetched")
+    assert load_config(parameters) == smoke.config
+    assert {path: digest(project.folder / path).md5 for path in smoke.md5s()} == smoke.md5s()
+    assert "Data and pipelines are up to date." in project.dvc("repro")
+    assert call(Run(project.folder, smoke.config), "verify", "generator")[0] == 0
+
+    changed = project.folder / "runs/1/scores.json"
+    changed.write_text("{}")
+    result = CliRunner().invoke(cli, pull, catch_exceptions=False)
+    assert result.output.startswith(f"1 of {len(pipeline.index)} artifacts fetched")
+
+
+def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow(
+    smoke, config, warm_tasks, tmp_path, monkeypatch, capfd
+):
+    build = Build(config, str(smoke.folder / "data"))
+    own = {f"{name}_params": build.parameter(name) for name in ("check_labels", "prompts", "experiment")}
+
+    @dsl.pipeline(name="gate")
+    def gate():
+        files = {
+            "prompts": dsl.importer(str(smoke.folder / "runs/1/prompts.jsonl"), dsl.Dataset).output,
+            "labels": dsl.importer(str(smoke.folder / "runs/1/labels"), dsl.Dataset).output,
+            "seed_labels": dsl.importer(str(smoke.folder / "data/seed"), dsl.Dataset).output,
+        }
+        sections = {name: own[name] for name in ("check_labels_params", "prompts_params")}
+        task = components.check_labels(library="", round_name="1", **files, **sections)
+        dress(task, build, GRAPH["check_labels"])
+
+    count = tmp_path / "failed"
+    monkeypatch.setattr(sys, "executable", str(warm_tasks))
+    monkeypatch.setattr("pipelines.resources.BACKOFF", "0s")
+    monkeypatch.setenv("TASK_FAULT", f"check_labels:deliver:{count}:99")
+    monkeypatch.setenv("DUALIPO_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "artifacts"))
+    with pytest.raises(RuntimeError, match="check-labels"):
+        gate()
+    assert int(count.read_text()) == 1 + (config.resources.default.retries or 0)
+    assert "fault: deliver" in capfd.readouterr().out
+    tracker = Tracker(tmp_path, config)
+    [recorded] = tracker.step_runs()
+    assert recorded.step == "check_labels" and recorded.outputs["gate"].md5 == smoke.md5s()["runs/1/label_gate"]
+    names = [item.path for item in tracker.store.client.list_artifacts(recorded.run_id, "outputs/gate")]
+    assert {"outputs/gate/verdict.json", "outputs/gate/data_docs"} <= set(names)
 
 
 # ---- killed in the middle

@@ -31,6 +31,7 @@ MODULES = (
     "dualipo.cli",
     "dualipo.engine",
     "dualipo.tracking",
+    "kfp.dsl.executor_main",
 )
 KILLED = 128 + signal.SIGKILL
 

@@ -9,9 +9,10 @@ from typing import Any
 from dualipo.artifacts import atomic
 from dualipo.config import Config
 from dualipo.evaluation.bootstrap import interval
-from dualipo.generator.sampling import sample_clips
+from dualipo.generator.sampling import pack_clips, sampling_chunks
 from dualipo.media.store import ClipStore
 from dualipo.records import Prompt, read_rows
+from dualipo.resume import Chunks
 from dualipo.steps import derive_seed
 
 
@@ -25,8 +26,7 @@ def run_benchmark(config: Config, checkpoint: Path, benchmark: Path, clips: Path
 
     section, root = config.evaluate, config.experiment.seed
     prompts = read_rows(benchmark, Prompt)
-    seeds = [[derive_seed(root, "benchmark", p.id, k) for k in range(section.samples_per_prompt)] for p in prompts]
-    sample_clips(checkpoint, prompts, seeds, section, work, clips)
+    pack_clips(benchmark_chunks(config, checkpoint, benchmark, work), clips)
     store, asked = ClipStore(clips), {prompt.id: prompt for prompt in prompts}
     rows = [
         {
@@ -54,6 +54,14 @@ def run_benchmark(config: Config, checkpoint: Path, benchmark: Path, clips: Path
         "prompts": len(prompts),
         "clips": len(rows),
     }
+
+
+def benchmark_chunks(config: Config, checkpoint: Path, benchmark: Path, work: Path) -> Chunks:
+    """The sampling of the benchmark's clips."""
+    section, root = config.evaluate, config.experiment.seed
+    prompts = read_rows(benchmark, Prompt)
+    seeds = [[derive_seed(root, "benchmark", p.id, k) for k in range(section.samples_per_prompt)] for p in prompts]
+    return sampling_chunks(checkpoint, prompts, seeds, section, work)
 
 
 def score_metrics(scores: dict[str, Any]) -> dict[str, float]:

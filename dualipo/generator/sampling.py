@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from dualipo.artifacts import PARTIAL, atomic, copy_folder, remove
 from dualipo.generator.base import Size, load_generator
 from dualipo.media.store import ClipStore, pack_shard
 from dualipo.records import Clip, Prompt
-from dualipo.resume import in_chunks
+from dualipo.resume import Chunks
 
 SHARD_PROMPTS = 16
 
@@ -31,11 +32,19 @@ def sample_clips(
 
     Finished shards survive a crash in `work`.
     """
-    generator = load_generator(checkpoint)
+    pack_clips(sampling_chunks(checkpoint, prompts, seeds, how, work), out)
+
+
+def sampling_chunks(
+    checkpoint: Path, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], how: Sampling, work: Path
+) -> Chunks[tuple[Prompt, Sequence[int]]]:
+    """The sampling, a tar shard in `work`/shards for each chunk; loads the generator for the first chunk missing."""
+    load = functools.cache(lambda: load_generator(checkpoint))
     shards = work / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
 
     def shard(index: int, part: Sequence[tuple[Prompt, Sequence[int]]]) -> list[dict[str, Any]]:
+        generator = load()
+        shards.mkdir(exist_ok=True)
         name = f"clips-{index:05d}.tar"
         rows = [(prompt, k, seed) for prompt, own in part for k, seed in enumerate(own)]
         clips = generator.generate(
@@ -54,7 +63,12 @@ def sample_clips(
             for i, (p, _, seed) in zip(ids, rows, strict=True)
         ]
 
-    made = in_chunks(work, "sampling", list(zip(prompts, seeds, strict=True)), SHARD_PROMPTS, shard)
+    return Chunks(work, "sampling", list(zip(prompts, seeds, strict=True)), SHARD_PROMPTS, shard)
+
+
+def pack_clips(chunks: Chunks, out: Path) -> None:
+    """The clip folder of a sampling; samples what is missing."""
+    made, shards = chunks.rows(), chunks.work / "shards"
     # A process killed while it wrote a shard leaves its temporary file behind.
     for leftover in shards.glob(f".*{PARTIAL}"):
         remove(leftover)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dualipo import __version__
-from dualipo.artifacts import digest
+from dualipo.artifacts import INDEX, Digest, digest, read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.media.store import MANIFEST, ClipStore
@@ -104,16 +104,16 @@ def _round(runs: Path, name: str, prev: str | None) -> dict[str, Any]:
         "preferences": _preferences(folder / "preferences"),
         "align_curves": read_curves(folder / "align_curves.csv"),
         "critic_curves": read_curves(folder / "critic_curves.csv"),
-        "lineage": _lineage(folder, prev),
+        "lineage": _lineage(runs, name, prev),
     }
 
 
 def _progress(runs: Path, name: str, prev: str | None) -> tuple[str | None, str | None]:
     """Names of the last step whose outputs all exist and of the first one whose do not; None for none."""
-    done = None
+    done, index = None, _index(runs)
     for step in steps_of("round" if prev else "base"):
         outputs = (port.bind("", name, prev or BASE) for port in step.outputs.values())
-        if not all((runs / Path(output).relative_to("runs")).exists() for output in outputs):
+        if not all(output in index or (runs / Path(output).relative_to("runs")).exists() for output in outputs):
             return done, step.name
         done = step.name
     return done, None
@@ -191,12 +191,18 @@ def _preferences(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _lineage(folder: Path, prev: str | None) -> list[dict[str, Any]]:
-    rows = []
+def _index(runs: Path) -> dict[str, Digest]:
+    """What a pipeline says of its artifacts, large ones that it left out of the folder among them; else nothing."""
+    entries = read_json(runs / INDEX) if (runs / INDEX).is_file() else {}
+    return {path: Digest(entry["md5"], entry["size"], entry["files"]) for path, entry in entries.items()}
+
+
+def _lineage(runs: Path, round_name: str, prev: str | None) -> list[dict[str, Any]]:
+    rows, index = [], _index(runs)
     for name, sources in LINEAGE.items():
-        path = folder / name
-        if path.exists():
-            found = digest(path)
+        path = runs / round_name / name
+        found = index.get(f"runs/{round_name}/{name}") or (digest(path) if path.exists() else None)
+        if found:
             made_from = [source.format(prev=prev) for source in sources if prev]
             rows.append({"artifact": name, "md5": found.md5, "size": found.size, "files": found.files})
             rows[-1] |= {"made_from": made_from or ["data folder"], "same_as": None}

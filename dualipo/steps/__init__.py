@@ -11,7 +11,10 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dualipo.resume import Chunks
 
 Kind = Literal["data", "clips", "dataset", "critic", "generator", "gate", "scores", "curves", "page"]
 """What lies at a port: decides how it is tracked."""
@@ -41,10 +44,17 @@ class Step:
     scope: Literal["base", "round", "run"] = "round"
     """Runs once before the rounds, once a round, or once after them."""
     gpu: bool = False
+    shards: Literal["no", "some", "all"] = "no"
+    """Whether some or all of its work on a GPU is a loop of chunks that other processes may make: steps/sharding.py."""
 
     @property
     def function(self) -> Callable[..., Summary]:
         return getattr(importlib.import_module(f"dualipo.steps.{self.name}"), self.name)
+
+    @property
+    def chunks(self) -> Callable[..., Chunks]:
+        """`chunks(config, job, *, <input ports as paths>)`: that loop."""
+        return importlib.import_module(f"dualipo.steps.{self.name}").chunks
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ _STEPS = [
         },
         scope="base",
         gpu=True,
+        shards="some",
     ),
     Step(
         "prompts",
@@ -138,6 +149,7 @@ _STEPS = [
         {"prompts": _round("prompts.jsonl", "dataset"), "generator": _prev("generator", "generator")},
         {"candidates": _round("candidates", "clips")},
         gpu=True,
+        shards="all",
     ),
     Step(
         "label",
@@ -150,6 +162,7 @@ _STEPS = [
         },
         {"labels": _round("labels", "dataset")},
         gpu=True,
+        shards="all",
     ),
     Step(
         "check_labels",
@@ -212,6 +225,7 @@ _STEPS = [
         {"candidates": _round("candidates", "clips"), "critic": _round("critic", "critic")},
         {"preferences": _round("preferences", "dataset"), "gate": _round("preference_gate", "gate")},
         gpu=True,
+        shards="all",
     ),
     Step(
         "align",
@@ -237,6 +251,7 @@ _STEPS = [
             "benchmark_clips": _round("benchmark_clips", "clips"),
         },
         gpu=True,
+        shards="some",
     ),
     Step(
         "promote_generator",

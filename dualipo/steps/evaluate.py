@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dualipo.artifacts import write_json
 from dualipo.config import Config
 from dualipo.steps import Job, Summary
+
+if TYPE_CHECKING:
+    from dualipo.resume import Chunks
 
 
 def evaluate(
@@ -18,6 +22,13 @@ def evaluate(
     found = run_benchmark(config, candidate, benchmark, benchmark_clips, job.work)
     write_json(scores, found)
     return Summary(metrics=score_metrics(found), pictures=benchmark_sheet(benchmark_clips, job.work))
+
+
+def chunks(config: Config, job: Job, *, candidate: Path, benchmark: Path) -> Chunks:
+    """The sampling of the benchmark's clips."""
+    from dualipo.evaluation.benchmark import benchmark_chunks
+
+    return benchmark_chunks(config, candidate, benchmark, job.work)
 
 
 def benchmark_sheet(clips: Path, work: Path) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
     from dualipo.critic.asking import Vote
+    from dualipo.resume import Chunks
 
 PROMPTS_A_CHUNK = 16
 
@@ -29,29 +31,8 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
     mean reward over the answers of one topic and verdict, so that the filter neither compares long answers with short
     ones nor keeps the verdicts alone that training made more likely.
     """
-    from dualipo.critic.base import load_critic
-    from dualipo.media.store import ClipStore
-    from dualipo.resume import in_chunks
-
     section = config.label
-    store = ClipStore(candidates)
-    judge, reference = load_critic(critic), load_critic(critic_reference)
-
-    def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
-        clips = [clip for group in groups for clip in group]
-        frames = {clip.id: store[clip.id] for clip in clips}
-        seen, seen_before = judge.see(frames), reference.see(frames)
-        seed = derive_seed(job.seed, index)
-        rows = _judge(judge, seen, groups, section, seed)
-        answers = [row for row in rows if row["chosen"] is not None]
-        for start in range(0, len(answers), section.batch_size):
-            part = answers[start : start + section.batch_size]
-            rewards = _rewards(judge, reference, seen, seen_before, part)
-            for row, reward in zip(part, rewards, strict=True):
-                row["reward"] = reward
-        return [{key: value for key, value in row.items() if key != "question"} for row in rows]
-
-    rows = in_chunks(job.work, "labelling", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    rows = chunks(config, job, candidates=candidates, critic=critic, critic_reference=critic_reference).rows()
     certain = _certainties(rows, section)
     ratings, choices = [], []
     for row, certainty in zip(rows, certain, strict=True):
@@ -75,6 +56,34 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
     summary = _summary(ratings, choices, len(rows) - len(ratings) - len(choices))
     write_json(labels / "summary.json", summary)
     return Summary(metrics={key: float(value) for key, value in summary.items() if not isinstance(value, dict)})
+
+
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path) -> Chunks:
+    """The questions and their rewards, some prompts' clips at a time; certainties need the rewards of all."""
+    from dualipo.critic.base import load_critic
+    from dualipo.media.store import ClipStore
+    from dualipo.resume import Chunks
+
+    section = config.label
+    store = ClipStore(candidates)
+    load = functools.cache(load_critic)
+
+    def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
+        judge, reference = load(critic), load(critic_reference)
+        clips = [clip for group in groups for clip in group]
+        frames = {clip.id: store[clip.id] for clip in clips}
+        seen, seen_before = judge.see(frames), reference.see(frames)
+        seed = derive_seed(job.seed, index)
+        rows = _judge(judge, seen, groups, section, seed)
+        answers = [row for row in rows if row["chosen"] is not None]
+        for start in range(0, len(answers), section.batch_size):
+            part = answers[start : start + section.batch_size]
+            rewards = _rewards(judge, reference, seen, seen_before, part)
+            for row, reward in zip(part, rewards, strict=True):
+                row["reward"] = reward
+        return [{key: value for key, value in row.items() if key != "question"} for row in rows]
+
+    return Chunks(job.work, "labelling", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
 
 
 def _judge(judge: Any, seen: Any, groups: Sequence[list[Clip]], section: Label, seed: int) -> list[dict[str, Any]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from dualipo.artifacts import write_json
 from dualipo.config import Config
 from dualipo.records import Clip, Desirability, Preference, write_rows
 from dualipo.steps import Job, Summary, derive_seed
+
+if TYPE_CHECKING:
+    from dualipo.resume import Chunks
 
 PROMPTS_A_CHUNK = 16
 
@@ -24,33 +28,12 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
     What lies in the critic's folder says how a clip is scored: by a generative critic's votes, or by a VideoReward
     (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is Bad.
     """
-    from dualipo.critic.scoring import load_scorer
     from dualipo.media.sheets import side_by_side
     from dualipo.media.store import ClipStore
     from dualipo.quality.gate import preference_gate
-    from dualipo.resume import in_chunks
 
-    section = config.prefer
-    store, scorer = ClipStore(candidates), load_scorer(critic, config.label)
-
-    def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
-        clips = [clip for group in groups for clip in group]
-        seen = scorer.see({clip.id: store[clip.id] for clip in clips})
-        rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
-        rows = [
-            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
-            for clip in clips
-            if clip.id in rated
-        ]
-        ends = [_ends([row for row in rows if row["prompt_id"] == group[0].prompt_id]) for group in groups]
-        ends = [pair for pair in ends if pair and pair[0]["score"] - pair[1]["score"] >= section.min_margin]
-        if section.confirm and ends:
-            shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
-            against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
-            ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
-        return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
-
-    made = in_chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    section, store = config.prefer, ClipStore(candidates)
+    made = chunks(config, job, candidates=candidates, critic=critic).rows()
     scored = [Desirability.model_validate(item["row"]) for item in made if "row" in item]
     pairs = [
         Preference(
@@ -80,6 +63,36 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
     return Summary(
         metrics={**{k: float(v) for k, v in summary.items()}, "passed": float(verdict.passed)}, pictures=pictures
     )
+
+
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunks:
+    """The scoring, some prompts' clips at a time: rows of scores, and of pairs."""
+    from dualipo.critic.scoring import load_scorer
+    from dualipo.media.store import ClipStore
+    from dualipo.resume import Chunks
+
+    section, store = config.prefer, ClipStore(candidates)
+    load = functools.cache(lambda: load_scorer(critic, config.label))
+
+    def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
+        scorer = load()
+        clips = [clip for group in groups for clip in group]
+        seen = scorer.see({clip.id: store[clip.id] for clip in clips})
+        rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
+        rows = [
+            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
+            for clip in clips
+            if clip.id in rated
+        ]
+        ends = [_ends([row for row in rows if row["prompt_id"] == group[0].prompt_id]) for group in groups]
+        ends = [pair for pair in ends if pair and pair[0]["score"] - pair[1]["score"] >= section.min_margin]
+        if section.confirm and ends:
+            shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
+            against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
+            ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
+        return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
+
+    return Chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
 
 
 def _ends(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dualipo.artifacts import copy_folder, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.records import Prompt, RealClip, find_table, read_labels, read_rows
 from dualipo.steps import Job, Summary
+
+if TYPE_CHECKING:
+    from dualipo.resume import Chunks
 
 
 def start(
@@ -46,6 +50,13 @@ def start(
     copy_folder(base_critic, critic)
     metrics = {**agreement_metrics(measured), **score_metrics(found)}
     return Summary(metrics=metrics, pictures=benchmark_sheet(benchmark_clips, job.work))
+
+
+def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, **others: Path) -> Chunks:
+    """The sampling of the benchmark's clips."""
+    from dualipo.evaluation.benchmark import benchmark_chunks
+
+    return benchmark_chunks(config, base_generator, benchmark, job.work)
 
 
 def check_data(seed_labels: Path, test_labels: Path, real_clips: Path, benchmark: Path) -> None:

@@ -44,6 +44,9 @@ class Store:
         self.root = root.resolve()
         self.experiment = experiment
         self.uri = tracking_uri(self.root)
+        database = re.fullmatch(r"sqlite:///(.+)", self.uri)
+        self.home = Path(database[1]).resolve().parent if database else self.root
+        """Artifacts of a bare database lie here, and the lock on it: beside it, whatever folder records into it."""
 
     @cached_property
     def client(self) -> Any:
@@ -80,7 +83,7 @@ class Store:
         """One writer at a time in this folder: finding a run and creating it must not be interleaved."""
         from filelock import FileLock
 
-        lock = self.root / ".dualipo" / "tracking.lock"
+        lock = self.home / ".dualipo" / "tracking.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock), self.errors():
             yield
@@ -106,7 +109,7 @@ class Store:
             from mlflow.exceptions import MlflowException
 
             # A server knows its own artifact store; a bare database would take the working directory.
-            location = (self.root / "mlartifacts").as_uri() if _is_database(self.uri) else None
+            location = (self.home / "mlartifacts").as_uri() if _is_database(self.uri) else None
             try:
                 created = self.client.create_experiment(self.experiment, artifact_location=location)
             except MlflowException as error:

@@ -77,6 +77,28 @@ class Tracker:
             return runs
         return [run for run in runs if any(link.md5 == output_md5 for link in run.outputs.values())]
 
+    def log_index(self, pipeline_run: str, index: Mapping[str, Any]) -> None:
+        """Keeps where the artifacts of a pipeline's run lie, on the experiment's run; a later index replaces it."""
+        with self.store.writing():
+            experiment, _ = self._parents(steps_of("run")[0], "run", now())
+            self.store.client.log_dict(experiment, dict(index), f"pipeline/{pipeline_run}.json")
+            self.store.set_tags(experiment, {f"{PREFIX}pipeline.{pipeline_run}": "index"})
+
+    def read_index(self, pipeline_run: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `log_index` kept of a pipeline's run, and the configuration it ran with."""
+        from mlflow.artifacts import load_dict
+
+        runs = self.store.find_runs(**{f"pipeline.{pipeline_run}": "index"})
+        if not runs:
+            raise UserError(
+                f"MLflow at {self.uri} knows no pipeline run {pipeline_run!r} of experiment "
+                f"{self.config.experiment.name!r}, or none of its rounds has ended; check the id, experiment.name and "
+                "MLFLOW_TRACKING_URI"
+            )
+        with self.store.errors():
+            root = runs[0].info.artifact_uri
+            return load_dict(f"{root}/pipeline/{pipeline_run}.json"), load_dict(f"{root}/config.json")
+
     def record(
         self,
         step: Step,
