@@ -19,4 +19,4 @@ else:
     sys.exit("the database did not answer for five minutes")
 connection.autocommit = True
 connection.cursor().execute("SELECT pg_advisory_lock(%s)", (LOCK,))
-sys.exit(subprocess.run(["mlflow", "db", "upgrade", "postgresql://"], check=False).returncode)
+sys.exit(subprocess.run(["mlflow", "db", "upgrade", "postgresql+psycopg2://"], check=False).returncode)
