@@ -73,7 +73,7 @@ def format_costs(objects: list[Object]) -> str:
     lines.append(_line(total.name, total))
     for content in of_kind(objects, "ResourceQuota"):
         hard = content["spec"]["hard"]
-        shown = ", ".join(f"{key} {hard[key]}" for key in hard if not str(hard[key]) == "0")
+        shown = ", ".join(f"{key} {hard[key]}" for key in hard if str(hard[key]) != "0")
         lines += ["", f"The quota of namespace {content['metadata']['namespace']}: {shown}."]
     return "\n".join(lines)
 

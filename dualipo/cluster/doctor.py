@@ -64,7 +64,9 @@ def connect(context: str | None = None) -> client.ApiClient:
         if inside:
             config.load_incluster_config(client_configuration=configuration)
         else:
-            config.load_kube_config(context=context, client_configuration=configuration)
+            # by name: the client itself reads the variable only once, when it is imported.
+            file = os.environ.get("KUBECONFIG")
+            config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
     except config.ConfigException as error:
         remedy = "mount its service account's token" if inside else "log in to the cluster, or set KUBECONFIG"
         raise UserError(f"no cluster to look at: {' '.join(str(error).split())}; {remedy}") from None

@@ -269,8 +269,9 @@ def wired(objects: list[Object]) -> Iterator[str]:
         if not chosen:
             yield f"{title(service)}: selects no pod."
         for port in service["spec"]["ports"]:
-            if chosen and port.get("targetPort", port["port"]) not in offered:
-                yield f"{title(service)}: target port {port.get('targetPort', port['port'])} is offered by no container."
+            wanted = port.get("targetPort", port["port"])
+            if chosen and wanted not in offered:
+                yield f"{title(service)}: target port {wanted} is offered by no container."
     for content in of_kind(objects, "Deployment", "StatefulSet", "DaemonSet"):
         if not selects(content["spec"]["selector"], content["spec"]["template"]["metadata"]["labels"]):
             yield f"{title(content)}: its selector does not match its own pods."
