@@ -11,8 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 from dualipo.cli import cli
-from dualipo.cluster import policy
+from dualipo.cluster import network, policy
 from dualipo.cluster.costs import costs, format_costs, quantity
+from dualipo.cluster.network import reaches
 from dualipo.cluster.pins import pin
 from dualipo.cluster.render import of_kind, render, templates
 from dualipo.config import load_config
@@ -191,6 +192,7 @@ MUTATIONS = [
     ("separated", grant("dualipo-submit", MLFLOW[1], MLFLOW[0], "update", names=["release-generator"])),
     ("separated", grant("dualipo-submit", "", "serviceaccounts/token", "create")),
     ("separated", grant("dualipo-submit", "", "pods", "create")),
+    ("separated", grant("dualipo-promote", "", "pods/portforward", "create")),
     ("separated", grant("dualipo-submit", "trainer.kubeflow.org", "trainjobs", "create")),
     ("separated", grant("dualipo-run", MLFLOW[1], MLFLOW[0], "update")),
     ("separated", grant("dualipo-promote", "pipelines.kubeflow.org", "runs", "create")),
@@ -423,7 +425,14 @@ metadata: {name: workflow-controller-configmap, namespace: kubeflow}
 data: {artifactRepository: "kept", executor: "imagePullPolicy: IfNotPresent"}
 """
     )
-    (config,) = render(tmp_path)
+    config, ways = sorted(render(tmp_path), key=lambda content: content["kind"])
+    kubernetes_validate.validate(ways, NEWEST, strict=True)
+    assert list(policy.narrow_ways([ways])) == []
+    assert reaches([ways], network.RUN, network.KFP, 8888) and reaches(
+        [ways], network.service("doctor"), network.KFP, 8888
+    )
+    assert not reaches([ways], network.ELSEWHERE, network.KFP, 8888)
+    assert not reaches([ways], network.TRAINING, network.KFP, 8888)
     assert config["data"]["artifactRepository"] == "kept"
     defaults = yaml.safe_load(config["data"]["workflowDefaults"])["spec"]
     assert defaults["podPriorityClassName"] == "dualipo-training"
@@ -486,6 +495,15 @@ def test_the_docs_make_every_secret_with_every_key(repository):
     for name, keys in SECRET_KEYS.items():
         made = re.search(rf"create secret generic {name}((?: \\\n|[^\n])+)", page)
         assert made and all(f"--from-literal={key}=" in made[1] for key in keys)
+
+
+def test_the_docs_pod_fits_the_namespace(repository, local):
+    page = (repository / "docs/cluster.md").read_text()
+    (text,) = re.findall(r"<<'EOF'\n(.*?)\nEOF\n", page, re.DOTALL)
+    content = yaml.safe_load(text)
+    kubernetes_validate.validate(content, NEWEST, strict=True)
+    assert content["spec"]["containers"][0]["image"] == pod(local, "CronJob", "doctor").containers[0]["image"]
+    assert policy.violations([*local, content]) == []
 
 
 def test_no_secret_lies_in_a_file(repository):

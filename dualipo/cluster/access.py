@@ -93,6 +93,8 @@ _ELEVATE = [
     Act("create", "roles", "rbac.authorization.k8s.io"),
     Act("create", "rolebindings", "rbac.authorization.k8s.io"),
     Act("create", "pods/exec"),
+    # leads past NetworkPolicies, to whatever listens on a pod's loopback.
+    Act("create", "pods/portforward"),
     Act("impersonate", "serviceaccounts", name="dualipo-promoter"),
 ]
 _MAKE_PODS = [
