@@ -1,1 +1,1 @@
-"""Training on a cluster: Kubeflow Trainer's TrainJobs, made, watched and cleared away."""
+"""Kubernetes: what is deployed there, whether it is sound and answers; trainings as Kubeflow Trainer's TrainJobs."""
