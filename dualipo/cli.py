@@ -365,6 +365,7 @@ def pull_command(
     fetched, known = pull(folder, config, run_id, take_params)
     click.echo(f"{fetched} of {known} artifacts fetched, the others were here")
 
+
 cli.add_command(_Lazy("cluster", "dualipo.cluster.cli:cluster", "Looks at a cluster, and at the manifests for one."))
 
 for _command in cli.commands.values():
