@@ -58,27 +58,41 @@ def _workload(template: Template) -> Cost:
 
     claims = template.owner["spec"].get("volumeClaimTemplates", []) if template.owner["kind"] == "StatefulSet" else []
     storage = template.replicas * sum(quantity(claim["spec"]["resources"]["requests"]["storage"]) for claim in claims)
-    resources = [asked(kind, resource) for resource in ("cpu", "memory") for kind in ("requests", "limits")]
-    return Cost(template.name, template.replicas, *resources, storage, template.lasting)
+    return Cost(
+        template.name,
+        template.replicas,
+        cpu=asked("requests", "cpu"),
+        cpu_limit=asked("limits", "cpu"),
+        memory=asked("requests", "memory"),
+        memory_limit=asked("limits", "memory"),
+        storage=storage,
+        lasting=template.lasting,
+    )
 
 
 def format_costs(objects: list[Object]) -> str:
-    """A Markdown table; the totals count what runs for good, and the largest of what comes and goes."""
+    """A Markdown table; the total counts what runs for good."""
     rows = costs(objects)
     lines = ["| workload | pods | CPU, cores (limit) | memory, GiB (limit) | storage, GiB |", "|---|---|---|---|---|"]
     for row in rows:
         lines.append(_line(row.name if row.lasting else f"{row.name}, now and then", row))
     lasting = [row for row in rows if row.lasting]
-    total = Cost("**all that runs for good**", *(sum(getattr(r, f) for r in lasting) for f in _SUMMED), True)
+    total = Cost(
+        "**all that runs for good**",
+        pods=sum(row.pods for row in lasting),
+        cpu=sum(row.cpu for row in lasting),
+        cpu_limit=sum(row.cpu_limit for row in lasting),
+        memory=sum(row.memory for row in lasting),
+        memory_limit=sum(row.memory_limit for row in lasting),
+        storage=sum(row.storage for row in lasting),
+        lasting=True,
+    )
     lines.append(_line(total.name, total))
     for content in of_kind(objects, "ResourceQuota"):
         hard = content["spec"]["hard"]
         shown = ", ".join(f"{key} {hard[key]}" for key in hard if str(hard[key]) != "0")
         lines += ["", f"The quota of namespace {content['metadata']['namespace']}: {shown}."]
     return "\n".join(lines)
-
-
-_SUMMED = ("pods", "cpu", "cpu_limit", "memory", "memory_limit", "storage")
 
 
 def _line(name: str, row: Cost) -> str:
