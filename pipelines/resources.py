@@ -8,6 +8,8 @@ from dualipo.steps import Step
 from pipelines.build import Build
 
 SCRATCH, MODELS = "/scratch", "/models"
+USER = 1000
+"""Of the image (k8s/images/Dockerfile); namespaces with restricted pods want it said."""
 BACKOFF = "30s"
 """Before the first retry; doubled before each further one."""
 
@@ -17,6 +19,7 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     small tasks. Without `gpus` it asks for none of them."""
     request = build.config.resources.of(step.name if step else None)
     task.set_container_image(build.image)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     task.set_env_variable("DUALIPO_CONFIG", build.whole())
     if build.commit:
         task.set_env_variable("DUALIPO_COMMIT", build.commit)
