@@ -161,8 +161,8 @@ class Zero:
             shards.persistent_parameters[0].all_gather(shards.persistent_parameters)
 
     def close(self) -> None:
-        from deepspeed.utils import safe_get_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
 
         model, kept = self.task.root, {}
         for parameter in dict.fromkeys(model.parameters()):
