@@ -288,9 +288,19 @@ def prompt_pool(count: int, space: str, seed: int, out: Path) -> None:
 @click.option(
     "--critic", default="qwen2-vl-7b", show_default=True, help="qwen2-vl-2b, qwen2-vl-7b, vila-13b, vila-40b."
 )
-@click.option("--lora", type=click.IntRange(min=1), help="Rank of an adapter on the generator.  [default: none]")
-@click.option("--zero", type=click.Choice(["0", "2", "3"]), default="2", show_default=True, help="DeepSpeed's stage.")
-@click.option("--checkpointing/--no-checkpointing", default=True, show_default=True, help="Gradient checkpointing.")
+@click.option(
+    "--lora",
+    type=click.IntRange(min=1),
+    help="Rank of the generator's adapter.  [default: the preset's align.lora]",
+)
+@click.option(
+    "--zero", type=click.Choice(["0", "2", "3"]), help="DeepSpeed's stage.  [default: the preset's align.training.zero]"
+)
+@click.option(
+    "--checkpointing/--no-checkpointing",
+    default=None,
+    help="Gradient checkpointing.  [default: the preset's align.training.gradient_checkpointing]",
+)
 @click.option(
     "--utilisation",
     type=click.FloatRange(0, 1, min_open=True),
@@ -313,8 +323,15 @@ def plan_command(preset: Path, folder: Path, overrides: tuple[str, ...], gpu: st
     if options["critic"] not in CRITICS:
         raise UserError(f"--critic {options['critic']}: no known critic; use {', '.join(CRITICS)}")
     backbone = resized(open_backbone(options["generator"] or config.experiment.name), options["size"])
-    rest = {name: options[name] for name in ("gpus", "utilisation", "lora", "checkpointing")}
-    critic, setup = CRITICS[options["critic"]], Setup(zero=int(options["zero"]), **rest)
+    training, asked = config.align.training, options["checkpointing"]
+    setup = Setup(
+        gpus=options["gpus"],
+        utilisation=options["utilisation"],
+        zero=training.zero if options["zero"] is None else int(options["zero"]),
+        lora=options["lora"] or config.align.lora,
+        checkpointing=training.gradient_checkpointing if asked is None else asked,
+    )
+    critic = CRITICS[options["critic"]]
     found = plan(
         config, backbone, critic, GPUS[gpu], setup, f"a round of {preset}, {backbone.name} with {critic.name},"
     )

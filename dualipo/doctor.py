@@ -76,7 +76,9 @@ def _packages() -> Iterator[Finding]:
     extras: dict[str, list[str]] = {}
     for text in metadata.requires("dualipo") or []:
         wanted = Requirement(text)
-        extra = next((e for e in ("cluster", "test") if wanted.marker and wanted.marker.evaluate({"extra": e})), None)
+        extra = next(
+            (e for e in ("cluster", "train", "test") if wanted.marker and wanted.marker.evaluate({"extra": e})), None
+        )
         if extra is None and wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dualipo.config import Config
+from dualipo.config import Config, Training
 from dualipo.critic.frames import MAX_FRAMES
 from dualipo.sizes import Backbone, Critic
 
@@ -121,6 +121,12 @@ class _Cost:
         judged = section.batch_size * (1 if section.loss == "kto" else 2)
         return judged, max(section.batch_size // 2, 1) if section.lambda_real > 0 else 0
 
+    @property
+    def held_clips(self) -> int:
+        """Clips in a GPU at once while aligning: a micro-batch, of one example where none is set, and a real clip."""
+        judged, real = self.step_clips
+        return (self.config.align.training.micro_batch_size or 1) * judged // self.config.align.batch_size + bool(real)
+
     def context(self, clips: int) -> int:
         """Tokens before the answer to a question about so many clips."""
         seen = self.critic.visual_tokens(min(self.backbone.frames, MAX_FRAMES), *self._size)
@@ -212,11 +218,15 @@ class _Cost:
 
     # ---- bytes
 
-    def states(self, weights: float, trained: float) -> float:
-        """Bytes of 16-bit weights and gradients and of Adam's 32-bit master weights and two moments, a GPU."""
+    def states(self, weights: float, trained: float, training: Training) -> float:
+        """Bytes of 16-bit weights and gradients and of Adam's 32-bit master weights and two moments, a GPU.
+
+        A moving average is one more copy in 32 bits; what is offloaded lies in the CPU's memory.
+        """
         shards = self.setup.gpus
-        held = 2 * weights / (shards if self.setup.zero == 3 else 1)
-        return held + 14 * trained / (shards if self.setup.zero else 1)
+        held = 0.0 if training.offload and self.setup.zero == 3 else 2 * weights
+        kept = 2 if training.offload else 18 if training.ema_decay else 14
+        return held / (shards if self.setup.zero == 3 else 1) + kept * trained / (shards if self.setup.zero else 1)
 
     def activations(self, tokens: float, width: int, layers: int) -> float:
         """Bytes kept for the backward pass."""
@@ -224,7 +234,7 @@ class _Cost:
         return layers * tokens * width * 2 + block if self.setup.checkpointing else layers * block
 
     def memory(self) -> dict[str, float]:
-        """GB a GPU. Training holds one pair (or clip) and one real clip at a time, and accumulates to its batch."""
+        """GB a GPU. Training holds a micro-batch and a real clip at a time, and accumulates to its batch."""
         backbone, critic, config, setup = self.backbone, self.critic, self.config, self.setup
         pipeline = 2.0 * backbone.pipeline
         decoded = 3 * 2 * backbone.vae_channels * backbone.vae_chunk * backbone.height * backbone.pixel_width
@@ -239,16 +249,15 @@ class _Cost:
             return models * 2.0 * critic.parameters + batch * paths * context * critic.cache
 
         tokens = self.context(2) + config.label.max_new_tokens
-        learning = self.states(critic.language, critic.language) + 2.0 * critic.vision
+        learning = self.states(critic.language, critic.language, config.train_critic.training) + 2.0 * critic.vision
         # logits and their gradient in 32 bits, for the answer alone.
         learning += self.activations(2 * tokens, critic.width, critic.layers)
         learning += 2 * 2 * 4 * config.label.max_new_tokens * critic.vocabulary
         trained = backbone.lora(setup.lora) if setup.lora else backbone.parameters
         adapter = backbone.lora(setup.lora) if setup.lora else 0
-        aligning = self.states(backbone.parameters + adapter, trained) + 2.0 * (backbone.text_encoder + backbone.vae)
+        aligning = self.states(backbone.parameters + adapter, trained, config.align.training)
         aligning += 0 if setup.lora else 2.0 * backbone.parameters
-        judged, real = self.step_clips
-        held = judged // config.align.batch_size + bool(real)
+        held = self.held_clips
         aligning += self.activations(held * backbone.sequence, backbone.width, backbone.layers)
         check = config.check_critic
         found = {
@@ -305,14 +314,14 @@ class _Cost:
             f"bf16 weights and gradients, Adam in 32 bits, ZeRO-{setup.zero} over {setup.gpus} "
             f"GPU{'s' if setup.gpus > 1 else ''}; "
             f"{adapter if setup.lora else 'all weights train, a second copy is the reference'}",
-            f"a training step holds {judged // config.align.batch_size + bool(real)} clips at a time and accumulates; "
+            f"a training step holds {self.held_clips} clips at a time and accumulates; "
             f"{BLOCK_BYTES} bytes a token and unit of width in a block, attention's matrix never stored",
             f"VAE: {backbone.vae_decode / 1e6:.1f}e6 operations a pixel to decode, "
             f"{backbone.vae_encode / 1e6:.1f}e6 to encode; "
             f"3 feature maps of {backbone.vae_channels} channels for {backbone.vae_chunk} frames are alive",
             f"human test set of {setup.test_pairs} pairs; benchmark of {setup.benchmark_prompts} prompts, "
             f"{config.evaluate.samples_per_prompt} clip(s) each; its scoring is not counted",
-            "text encoder and VAE stay on the GPU while sampling and aligning",
+            "text encoder and VAE stay on the GPU while sampling, and leave it while aligning",
             f"clips at {setup.bits_a_pixel:g} bit a pixel; models four times: candidate, promoted, and both registered",
             "waiting, start-up, data loading, failures and communication are not counted",
         ]

@@ -1,7 +1,8 @@
 """One of several processes that train a tiny model; torchrun starts it: ranks.py CASES OUT.
 
 CASES is JSON: {name: {"folder", "task": "align" or "critic", "section": {...}, "kill": [rank, step, signal] or null}}.
-Writes OUT/<name>.safetensors, weights and the gradients of the first step, and OUT/<name>.json, the curves.
+Writes OUT/<name>.safetensors, weights and the gradients of the first step, and OUT/<name>.json, the curves. After
+SIGTERM it notes what was said in OUT/<name>.stopped and goes on from the checkpoint.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def run(name: str, case: dict[str, Any], out: Path) -> None:
     from accelerate.state import AcceleratorState
     from safetensors.torch import save_file
 
+    from dualipo.errors import Terminated
     from dualipo.training import loop
     from dualipo.training.ranks import world
 
@@ -64,6 +66,11 @@ def run(name: str, case: dict[str, Any], out: Path) -> None:
     loop._backend = noted
     try:
         series = train(case, out / f"{name}-work").series
+    except Terminated as error:
+        if world().main:
+            (out / f"{name}.stopped").write_text(str(error))
+        run(name, {**case, "kill": None}, out)  # goes on
+        return
     finally:
         loop._backend = backend_of
     if world().main:

@@ -215,7 +215,7 @@ def test_checking_the_critic_by_hand(config):
 def test_memory_by_hand(config):
     p, d, s, layers = 1_693_783_872, 1920, 17776, 30
     kept = layers * 3 * s * d * 2 + 34 * 3 * s * d
-    resident = 2 * (4_762_310_656 + 215_583_907)
+    resident = 0  # text encoder and VAE wait in the CPU's memory
     for zero, gpus, states in (
         (0, 8, 16 * p),
         (2, 8, 2 * p + 14 * p / 8),
@@ -294,7 +294,9 @@ def test_the_command_prints_every_step_and_assumption(repository):
     assert result.exit_code == 0
     config = load_config(repository / "params.yaml", repository / "params/single-gpu.yaml")
     title = "a round of single-gpu, cogvideox-2b with qwen2-vl-2b,"
-    expected = plan(config, BACKBONES["cogvideox-2b"], CRITICS["qwen2-vl-2b"], GPUS["h100"], Setup(lora=64), title)
+    expected = plan(
+        config, BACKBONES["cogvideox-2b"], CRITICS["qwen2-vl-2b"], GPUS["h100"], Setup(lora=64, zero=0), title
+    )
     assert result.output == format_plan(expected) + "\n"
     lines = result.output.splitlines()
     assert lines[0] == f"{title} on 1 x h100"
@@ -302,7 +304,7 @@ def test_the_command_prints_every_step_and_assumption(repository):
         assert any(re.match(rf"{step} +[\d,.]+ +[\d.]+% +[\d.]+$", line) for line in lines)
     said = lines[lines.index("assumptions") + 1 :]
     assert len(said) == len(expected.assumptions) and all(line.startswith("- ") for line in said)
-    for word in ("989e12", "40%", "LoRA of rank 64", "1.69e9 parameters", "13x16x60x90", "ZeRO-2 over 1 GPU"):
+    for word in ("989e12", "40%", "LoRA of rank 64", "1.69e9 parameters", "13x16x60x90", "ZeRO-0 over 1 GPU"):
         assert sum(word in line for line in said) == 1
 
 
