@@ -130,7 +130,7 @@ class TrainCritic(Section):
     algorithm: Literal["srpo", "dpo", "none"] = "srpo"
     """`srpo` weights each pair's DPO loss by its certainty; `dpo` does not; `none` keeps the critic as it is."""
     beta: Positive = 0.1
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive = 2e-5
     steps: PositiveInt = 50
     batch_size: PositiveInt = 16
     """Preference pairs of reasoning paths a step."""
