@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
 NAMESPACE = "dualipo"
 Thing = dict[str, Any]
 
@@ -47,6 +49,7 @@ class KubeApi:
         """While set, jobs under deletion do not go."""
         self.closing = False
         self.errors: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
@@ -56,6 +59,8 @@ class KubeApi:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def close(self) -> None:
+        for thread in self._threads:
+            thread.join(60)
         with self.changed:
             self.closing = True
             self.changed.notify_all()
@@ -124,7 +129,7 @@ class KubeApi:
         return sum(m == method and part in p and not (without and without in p) for m, p in self.requests)
 
     def wait_for(self, condition: Callable[[], Any]) -> Any:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not (found := condition()):
             assert time.monotonic() < end, "waited in vain"
             time.sleep(0.005)
@@ -154,8 +159,6 @@ class KubeApi:
             self.changed.notify_all()
 
     def create(self, kind: str, body: Thing, strict: bool) -> Thing:
-        from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
-
         known = TrainerV1alpha1TrainJob.from_dict(body).to_dict()
         if strict and known != body:
             raise Refusal(400, "strict decoding error: unknown field in TrainJob")
@@ -163,14 +166,22 @@ class KubeApi:
             if body["metadata"]["name"] in self.store[kind]:
                 raise Refusal(409, f"{kind} {body['metadata']['name']!r} already exists")
             made = self.put(kind, body)
-        threading.Thread(target=self._control, args=(made,), daemon=True).start()
+        self.start(self.on_create, made)
         return made
 
-    def _control(self, job: Thing) -> None:
-        try:
-            self.on_create(job)
-        except BaseException as error:
-            self.errors.append(error)
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """In a thread of its own. Should it fail, the job goes: nobody waits for what will not happen."""
+
+        def guarded() -> None:
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self.errors.append(error)
+                for name in list(self.store["trainjobs"]):
+                    self.drop("trainjobs", name)
+
+        self._threads.append(threading.Thread(target=guarded, daemon=True))
+        self._threads[-1].start()
 
     def patch(self, kind: str, name: str, changes: Thing) -> Thing:
         with self.changed:
@@ -190,7 +201,7 @@ class KubeApi:
                 raise Refusal(422, "only foreground deletion is known here")
             if "deletionTimestamp" not in thing["metadata"]:
                 self.put(kind, thing | {"metadata": thing["metadata"] | {"deletionTimestamp": now()}})
-                threading.Thread(target=self._remove, args=(kind, name), daemon=True).start()
+                self.start(self._remove, kind, name)
             return deepcopy(thing)
 
     def _remove(self, kind: str, name: str) -> None:
@@ -358,7 +369,8 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
                 sent += len(news)
                 text = b"".join(news)
                 if cut:
-                    self._chunk(text[: len(text) // 2] or b"2")  # in the midst of a line
+                    # in the midst of a line.
+                    self._chunk(text[:-3] or b"2026-01-01T00:00:00.9Z hal")
                     self.close_connection = True
                     return
                 if not news:

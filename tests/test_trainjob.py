@@ -13,13 +13,14 @@ from kube_api import KubeApi, Refusal
 
 from dualipo.cluster.api import Cluster, Patience
 from dualipo.cluster.manifest import Training
+from dualipo.cluster.monitor import Monitor
 from dualipo.cluster.trainjob import train
+from dualipo.cluster.watching import Seen
 from dualipo.config import TrainJob
 from dualipo.errors import UserError
 
-PATIENCE = Patience(
-    backoff=0.01, longest_backoff=0.1, answer=5, unreachable=2, image=0.3, deletion=1.0, look=0.05, drain=10, cleanup=2
-)
+# short where nothing but time would pass, long where a busy machine could be taken for a failure.
+PATIENCE = Patience(backoff=0.01, longest_backoff=0.1, answer=60, unreachable=60, look=0.05, cleanup=60)
 COMMAND = ("python", "-m", "dualipo.training.worker", "--step", "align", "--config", "/scratch/x/config.json")
 TRAINING = Training("small-world", "2", "align", "0123456789abcdef0123456789abcdef", COMMAND)
 SETTINGS = TrainJob(
@@ -243,7 +244,7 @@ def test_the_same_job_is_adopted(api, capsys):
     adopted = api.wait_for(lambda: (found := api.job()) and found["metadata"]["ownerReferences"] and found)
     assert adopted["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
     succeed(api, job, "from before")
-    thread.join(20)
+    thread.join(60)
     told = capsys.readouterr().err
     assert "found it at work, going on with it" in told and "from before" in told
     assert api.count("POST", "trainjobs") == 0
@@ -275,7 +276,7 @@ def test_a_deletion_that_goes_on_is_waited_for(api):
     job = made_by(api)
     api.delete("trainjobs", job["metadata"]["name"], {"propagationPolicy": "Foreground"})
     with pytest.raises(UserError, match=r"not gone after 1 s; look for pods on lost machines with `kubectl -n dualipo"):
-        run(api)
+        run(api, patience=replace(PATIENCE, deletion=1))
     api.on_create = lambda job: succeed(api, job)
     thread = threading.Thread(target=run, args=(api,))
     asked = len(api.requests)
@@ -283,7 +284,7 @@ def test_a_deletion_that_goes_on_is_waited_for(api):
     api.wait_for(lambda: len(api.requests) > asked + 2)
     assert api.count("POST", "trainjobs") == 0
     api.hold_removal.clear()
-    thread.join(20)
+    thread.join(60)
     assert api.count("POST", "trainjobs") == 1
     gone(api)
 
@@ -297,9 +298,9 @@ def test_a_job_that_someone_deletes_is_missed(api):
 # ---- failures
 
 
-def fails(api, match, settings=SETTINGS, attempts=1):
+def fails(api, match, settings=SETTINGS, attempts=1, patience=PATIENCE):
     with pytest.raises(UserError, match=match) as error:
-        run(api, settings)
+        run(api, settings, patience=patience)
     assert "\n" not in str(error.value)
     assert sum(e[1:3] == ("trainjobs", "ADDED") for e in api.history) == attempts
     gone(api)
@@ -358,7 +359,11 @@ def test_events_of_an_earlier_job_of_the_name_are_not_believed(api):
 )
 def test_an_image_that_cannot_be_pulled(api, reason, message):
     api.on_create = lambda job: api.pod(job, 1, "Pending", **waiting(reason, message))
-    fails(api, rf"node 1 cannot pull registry.example/dualipo@sha256:a+: {reason}: {message}; check the digest")
+    fails(
+        api,
+        rf"node 1 cannot pull registry.example/dualipo@sha256:a+: {reason}: {message}; check the digest",
+        patience=replace(PATIENCE, image=0.2),
+    )
 
 
 def test_an_image_whose_registry_hiccups_is_waited_for(api):
@@ -391,22 +396,55 @@ def test_no_machine_takes_the_nodes(api):
 
 
 def test_time_in_a_queue_does_not_count_and_no_pod_at_all_does(api, capsys):
-    def control(job):
-        api.end(job, "Suspended")
-        api.wait_for(lambda: "queued" in capsys.readouterr().err or api.job() is None)
-        threading.Event().wait(1.2)
+    job = made_by(api)
+    name = job["metadata"]["name"]
+    api.end(job, "Suspended")
+
+    def control():
+        told = []
+        api.wait_for(lambda: told.append(capsys.readouterr().err) or f"TrainJob {name}: queued" in "".join(told))
+        threading.Event().wait(1.5)
         assert api.job()
+        api.event(name, "TrainJobResourcesCreationFailed", "no such volume", "TrainJob")
         api.end(job, "Suspended", status="False")
-        api.event(job["metadata"]["name"], "TrainJobResourcesCreationFailed", "no such volume", "TrainJob")
 
-    def queued(job):
-        api.pod(job, 0)
-        api.drop("pods", f"{job['metadata']['name']}-node-0-0-abcde")
-        control(job)
-
-    api.on_create = queued
-    match = r"no pod was made|0 of 2 node\(s\) did not start"
+    api.start(control)
+    match = r"no pod was made for the job within 1 s \(no such volume\); check that Kubeflow Trainer's controller"
     fails(api, match, SETTINGS.model_copy(update={"pending_seconds": 1}))
+
+
+def test_what_happened_unheard_is_found_when_the_job_fails(api):
+    def refuse(method, path):
+        return Refusal(503, "later") if "pods?" in path and "watch=True" in path else None
+
+    def control(job):
+        api.wait_for(lambda: api.count("GET", "pods?") > 1)
+        api.pod(job, 1, "Failed", **terminated(exitCode=137, reason="OOMKilled"))
+        api.end(job, "Failed")
+
+    api.refuse, api.on_create = refuse, control
+    fails(api, "node 1 ran out of memory")
+
+
+def test_pods_that_went_unheard_hold_nothing_against_the_job(api):
+    job = made_by(api)
+    pod = api.pod(job, 0, "Pending", **waiting("ErrImagePull", "i/o timeout"))
+    for gone, over in ((False, True), (True, False)):
+        monitor = Monitor(connect(api, replace(PATIENCE, image=0)), SETTINGS, job, print)
+        monitor.take(Seen("jobs", "SYNC", [job]))
+        monitor.take(Seen("pods", "SYNC", [pod]))
+        if gone:
+            monitor.take(Seen("pods", "SYNC", []))
+        monitor.consider()
+        assert monitor.over is over
+
+
+def test_a_deletion_reaches_no_other_job_of_the_name(api):
+    old = made_by(api)
+    api.drop("trainjobs", old["metadata"]["name"])
+    made_by(api)
+    connect(api).delete(old)
+    assert "deletionTimestamp" not in api.job()["metadata"]
 
 
 def test_out_of_memory(api, capsys):
@@ -521,7 +559,9 @@ import sys
 from dataclasses import replace
 from dualipo.cluster.api import Patience, connect
 from dualipo.cluster.manifest import Training
+from dualipo.cluster.monitor import Monitor
 from dualipo.cluster.trainjob import train
+from dualipo.cluster.watching import Seen
 from dualipo.config import TrainJob
 
 settings = TrainJob(launcher="kubeflow", image="registry.example/dualipo@sha256:" + "a" * 64, nodes=2, retries=2,
@@ -574,7 +614,7 @@ def test_an_ended_watcher_removes_its_job(api, watcher, number, status):
     process = watcher()
     at_work(api)
     process.send_signal(number)
-    assert process.wait(20) == status
+    assert process.wait(60) == status
     gone(api)
     assert not api.store["pods"]
 
@@ -590,7 +630,7 @@ def test_a_killed_watcher_is_followed_by_one_that_goes_on(api, watcher, capsys):
     thread.start()
     api.wait_for(lambda: api.count("PATCH", "trainjobs"))
     succeed(api, job, "after the kill")
-    thread.join(20)
+    thread.join(60)
     told = [line for line in capsys.readouterr().err.splitlines() if "kill" in line]
     assert told == ["before the kill", "after the kill"]
     assert api.count("POST", "trainjobs") == 1
@@ -602,5 +642,5 @@ def test_a_watcher_that_lost_its_job_to_another_leaves_it_alone(api, watcher):
     job = at_work(api)
     api.patch("trainjobs", job["metadata"]["name"], {"metadata": {"annotations": {"dualipo.io/watcher": "another"}}})
     process.terminate()
-    assert process.wait(20) == 143
+    assert process.wait(60) == 143
     assert api.job() and api.count("DELETE", "") == 0

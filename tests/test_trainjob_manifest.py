@@ -249,6 +249,12 @@ def test_a_step_trains_on_the_cluster_and_its_outputs_come_back(cluster, tmp_pat
             cluster.end(job, "Failed")
             return
         assert checkpoint.read_text() == "half"
+        if len(attempts) == 2:
+            cluster.pod(
+                job, 0, "Failed", containerStatuses=[{"name": "node", "state": {"terminated": {"exitCode": 9}}}]
+            )
+            cluster.end(job, "Failed")
+            return
         shutil.copytree(bindings["generator"], bindings["candidate"])
         with open(bindings["curves"], "w") as file:
             file.write("step,loss\n1,0.5\n")
@@ -259,6 +265,8 @@ def test_a_step_trains_on_the_cluster_and_its_outputs_come_back(cluster, tmp_pat
     cluster.on_create = control
     align = GRAPH["align"]
     with pytest.raises(UserError, match=r"^real clips and candidates differ; make them alike$"):
+        execute(align, config, folder, "1", track=False)
+    with pytest.raises(UserError, match="node 0 ended with exit status 9"):
         execute(align, config, folder, "1", track=False)
     made = execute(align, config, folder, "1", track=False)
     assert (folder / "runs/1/generator_candidate/content").read_text() == GRAPH["align"].inputs["generator"].path

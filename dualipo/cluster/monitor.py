@@ -72,10 +72,11 @@ class Monitor:
         return any(stream.pod == pod for stream in self._streams.values())
 
     def close(self) -> None:
-        """Waits for the rest of the logs; not for what a node that still runs may yet say."""
+        """Waits for the rest of the logs, once `over`; not for what a node that still runs may yet say."""
         for uid, stream in self._streams.items():
             running = phase(self._pods[uid]) == "Running"
-            stream.finish(min(1.0, self.cluster.patience.drain) if running else self.cluster.patience.drain)
+            within = min(1.0, self.cluster.patience.drain) if running else self.cluster.patience.drain
+            stream.finish(within if self.over else 0.0)
 
     def _end(self, failure: Failure | None) -> None:
         if not self.over:

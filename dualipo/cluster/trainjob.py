@@ -193,11 +193,11 @@ class _Launch:
 
     def clear(self) -> None:
         """Removes the job, whatever it is doing, if it is this watcher's; where that cannot be, says how to."""
-        within = self.cluster.patience.cleanup
+        end = time.monotonic() + self.cluster.patience.cleanup
         try:
-            job = self.cluster.get(self.name, within=within)
+            job = self.cluster.get(self.name, within=self.cluster.patience.cleanup)
             if job is not None and _watcher(job) == self.watcher:
-                self.cluster.delete(job, within=within)
+                self.cluster.delete(job, within=end - time.monotonic())
         except transient_errors() as error:
             said = " ".join(str(error).split())[:200]
             command = self._kubectl("delete trainjob", self.name)
