@@ -56,7 +56,9 @@ def test_a_steps_help_names_its_ports_and_parameters(step):
         assert f"--{port.replace('_', '-')} PATH" in text
     assert ("--round NAME" in text) is (step.scope == "round")
     sections = Config().model_dump(include=set(step.sections))
-    for section, keys in sections.items():
+    for section, values in sections.items():
+        keys = [key for key in values if key != "training"]
+        keys += [f"training.{key}" for key in values.get("training", {})]
         assert all(f"\n  {section}.{key} " in text or f"\n  {section}.{key}\n" in text for key in keys)
 
 
