@@ -304,19 +304,23 @@ class _Call:
             remove(self.staging)
             raise
 
-    def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
-        """The step here, or as a TrainJob on other machines."""
-        if self.config.train_job.launcher == "kubeflow":
-            from dualipo.cluster.launch import STEPS, launch
+    @property
+    def launched(self) -> bool:
+        """Whether a TrainJob does the work, on other machines: this one needs no torch then."""
+        return self.config.train_job.launcher == "kubeflow" and self.step.name in ("align", "train_critic")
 
-            if self.step.name in STEPS:
-                return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
+    def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
+        if self.launched:
+            from dualipo.cluster.launch import launch
+
+            return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
         return self.step.function(self.config, job, **self.inputs, **outputs)
 
     def _job(self) -> Job:
-        if self.step.gpu:
+        here = self.step.gpu and not self.launched
+        if here:
             prepare_torch()
-        seed_everything(self.seed, torch_too=self.step.gpu)
+        seed_everything(self.seed, torch_too=here)
         return Job(self.round, self.seed, self.work)
 
     def make_part(self, part: Path) -> None:

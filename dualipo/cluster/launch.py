@@ -21,9 +21,6 @@ from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.steps import Job, Summary
 
-STEPS = ("align", "train_critic")
-"""The steps that train."""
-
 
 def launch(
     step: str,
