@@ -531,7 +531,7 @@ def test_without_pairs_the_critic_still_learns_from_people(critic_folder, tmp_pa
     critic = load_critic(critic_folder)
     human, pseudo = sets(critic, pairs=False, unanimous=False)
     series = srpo.train_srpo(critic, human, pseudo, SECTION.model_copy(update={"steps": 6}), tmp_path, seed=0).series
-    assert set(series) == {"loss", "instruction_loss", "grad_norm"}
+    assert set(series) == {"loss", "instruction_loss", "grad_norm", "learning_rate"}
     assert series["loss"][-1][1] < series["loss"][0][1]
 
 
@@ -588,7 +588,7 @@ def test_the_step_learns_from_kept_labels_and_saves_what_plain_transformers_load
     summary = train_critic(config, job, critic=critic_folder, **step_inputs(tmp_path), **out)
     assert summary.metrics == {"pairs": 2.0, "examples": 3.0}, "what was not kept is not learnt from"
     header, *lines = out["curves"].read_text().splitlines()
-    names = "step loss srpo_loss instruction_loss certainty margin accuracy grad_norm"
+    names = "step loss srpo_loss instruction_loss certainty margin accuracy grad_norm learning_rate"
     assert set(header.split(",")) == set(names.split())
     assert [line.split(",")[0] for line in lines] == ["1", "2", "3"]
     assert {path.suffix for path in out["candidate"].iterdir()} == {".json", ".safetensors"}

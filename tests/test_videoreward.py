@@ -338,9 +338,9 @@ def test_what_is_held_out_normalises_and_calibrates_and_is_not_learnt_from(criti
     seen_in_training = set()
     compute = training._loss
 
-    def spy(model, batch, features, section):
+    def spy(batch, scores, section):
         seen_in_training.update(item.prompt for item in batch)
-        return compute(model, batch, features, section)
+        return compute(batch, scores, section)
 
     monkeypatch.setattr(training, "_loss", spy)
     model, _ = trained(critic_folder, tmp_path, batch_size=1000)
