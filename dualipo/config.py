@@ -149,8 +149,8 @@ class TrainCritic(Section):
 class CheckCritic(Section):
     min_agreement: Share = 0.75
     """Smallest share of the human test pairs on which an accepted critic agrees."""
-    max_drop: Share = 1.0
-    """Largest loss of agreement against the incumbent critic; 1 switches this off."""
+    max_drop: Share = 0.0
+    """Largest loss of agreement against the incumbent critic, of 1; 1 switches this off."""
     paths: PositiveInt = 3
     batch_size: PositiveInt = 64
 

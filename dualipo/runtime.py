@@ -56,6 +56,9 @@ def prepare_torch() -> None:
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(threads())
+    if not torch.cuda.is_available():
+        # libraries import deepspeed where it is installed, which would tell on stdout that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def threads() -> int:

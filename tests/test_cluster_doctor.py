@@ -18,7 +18,8 @@ from kubernetes import client
 
 from dualipo.cli import cli
 from dualipo.cluster.access import FORBIDDEN, NEEDED
-from dualipo.cluster.doctor import Where, connect, examine
+from dualipo.cluster.connection import connect
+from dualipo.cluster.doctor import Where, examine
 from dualipo.cluster.render import render, templates
 from dualipo.errors import UserError
 
@@ -362,11 +363,11 @@ def test_the_command_says_all_is_well_or_exits_with_1(api, kubeconfig):
 
 def test_no_cluster_is_one_sentence(tmp_path, kubeconfig, monkeypatch):
     with pytest.raises(
-        UserError, match=r"^no cluster to look at: .*elsewhere.*; log in to the cluster, or set KUBECONFIG$"
+        UserError, match=r"^no cluster to talk to: .*elsewhere.*; log in to the cluster, or set KUBECONFIG$"
     ):
         connect("elsewhere")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="no cluster to look at"):
+    with pytest.raises(UserError, match="no cluster to talk to"):
         connect()
 
 

@@ -91,8 +91,7 @@ def cluster(monkeypatch, tmp_path):
     kubeconfig = {"clusters": [{"name": "c", "cluster": {"server": found.url}}], "contexts": [context]}
     kubeconfig |= {"current-context": "c", "users": [{"name": "u", "user": {}}], "apiVersion": "v1", "kind": "Config"}
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    for module in ("kubernetes.config", "kubernetes.config.kube_config"):  # which read KUBECONFIG when imported
-        monkeypatch.setattr(f"{module}.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("HOME", str(tmp_path))  # of a person's own KFP context
     monkeypatch.setattr("dualipo.pipeline.client.time.sleep", lambda seconds: None)
     yield found

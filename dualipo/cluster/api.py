@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualipo.cluster.connection import connect
 from dualipo.cluster.manifest import GROUP, PLURAL, VERSION, Owner
-from dualipo.errors import UserError
 
 if TYPE_CHECKING:
     from kubernetes import client
@@ -177,22 +177,10 @@ def may_pass(error: Exception) -> bool:
     return status is None or status in (0, *TRANSIENT)
 
 
-def connect(namespace: str, patience: Patience) -> Cluster:
-    """A connection from inside a pod, else by the kubeconfig. Raises UserError where there is neither."""
-    try:
-        from kubernetes import client, config
-    except ImportError:
-        raise UserError("train_job.launcher kubeflow needs the extra: pip install 'dualipo[cluster]'") from None
-    configuration = client.Configuration()
-    inside = "KUBERNETES_SERVICE_HOST" in os.environ
-    try:
-        (config.load_incluster_config if inside else config.load_kube_config)(client_configuration=configuration)
-    except config.ConfigException as error:
-        remedy = "give the pod a service account token" if inside else "log in to the cluster, or set KUBECONFIG"
-        raise UserError(f"no cluster to train on: {' '.join(str(error).split())}; {remedy}") from None
-    # repetitions are `Cluster.persist`'s, which knows which requests bear them.
-    configuration.retries = False
-    return Cluster(client.ApiClient(configuration), namespace, _own_pod(namespace) if inside else None, patience)
+def open_cluster(namespace: str, patience: Patience) -> Cluster:
+    """The cluster of this pod, else of the kubeconfig. Raises UserError where there is neither."""
+    own = _own_pod(namespace) if "KUBERNETES_SERVICE_HOST" in os.environ else None
+    return Cluster(connect(), namespace, own, patience)
 
 
 def _own_pod(namespace: str) -> str | None:

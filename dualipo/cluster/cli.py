@@ -35,7 +35,8 @@ def doctor(context: str | None, **where: Any) -> None:
 
     Changes nothing, and sees what your own account may see.
     """
-    from dualipo.cluster.doctor import Where, connect, examine
+    from dualipo.cluster.connection import connect
+    from dualipo.cluster.doctor import Where, examine
     from dualipo.doctor import format_findings
 
     findings = examine(connect(context), Where(**where))

@@ -16,7 +16,6 @@ from dualipo.cluster.costs import quantity
 from dualipo.cluster.pins import DIGEST
 from dualipo.cluster.policy import SECRETS
 from dualipo.doctor import Finding
-from dualipo.errors import UserError
 
 if TYPE_CHECKING:
     from kubernetes import client
@@ -50,28 +49,6 @@ class Where:
     """Address of MLflow; MLFLOW_TRACKING_URI where None."""
     kfp: str | None = None
     """Address of KFP's API; the one inside the cluster where None."""
-
-
-def connect(context: str | None = None) -> client.ApiClient:
-    """A client for the pod's own cluster, else for the kubeconfig's. Raises UserError where there is neither."""
-    try:
-        from kubernetes import client, config
-    except ImportError:
-        raise UserError("the kubernetes client is not installed; pip install 'dualipo[cluster]'") from None
-    configuration = client.Configuration()
-    inside = "KUBERNETES_SERVICE_HOST" in os.environ and context is None
-    try:
-        if inside:
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            # by name: the client itself reads the variable only once, when it is imported.
-            file = os.environ.get("KUBECONFIG")
-            config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
-    except config.ConfigException as error:
-        remedy = "mount its service account's token" if inside else "log in to the cluster, or set KUBECONFIG"
-        raise UserError(f"no cluster to look at: {' '.join(str(error).split())}; {remedy}") from None
-    configuration.retries = False
-    return client.ApiClient(configuration)
 
 
 def examine(api: client.ApiClient, where: Where) -> list[Finding]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from dualipo.cluster import failures
-from dualipo.cluster.api import Cluster, Patience, connect, transient_errors
+from dualipo.cluster.api import Cluster, Patience, open_cluster, transient_errors
 from dualipo.cluster.failures import Failure, Thing
 from dualipo.cluster.logs import tail
 from dualipo.cluster.manifest import ATTEMPT, NODE, SPEC_HASH, WATCHER, Owner, Training, manifest
@@ -38,7 +38,7 @@ def train(training: Training, settings: TrainJob, cluster: Cluster | None = None
     does not start, or fails: one sentence that says why and what to do. `cluster` is by default the one that this
     process runs in, else the kubeconfig's.
     """
-    cluster = cluster or connect(settings.namespace, Patience())
+    cluster = cluster or open_cluster(settings.namespace, Patience())
     launch = _Launch(training, settings, cluster, _tell)
     with _terminable():
         keep = False

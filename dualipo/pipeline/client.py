@@ -110,20 +110,21 @@ class Server:
 
     def logs(self, run_id: str, task: str | None, namespace: str) -> Iterator[tuple[str, str, str]]:
         """Task, pod and log of each pod of `task`, or of every failed task; Kubernetes is asked for the logs."""
-        import kubernetes
+        from kubernetes import client
         from urllib3.exceptions import HTTPError
+
+        from dualipo.cluster.connection import connect
 
         run = self.run(run_id)
         wanted = [found for found in run.tasks if (found.name == task if task else found.state == "FAILED")]
         if task and not wanted:
             raise UserError(f"{run_id}: no task {task!r}; there are {', '.join(sorted({t.name for t in run.tasks}))}")
+        core = client.CoreV1Api(connect())
         try:
-            kubernetes.config.load_config()
-            core = kubernetes.client.CoreV1Api()
             for found in wanted:
                 for pod in found.pods:
                     yield found.name, pod, core.read_namespaced_pod_log(pod, namespace, container="main")
-        except (kubernetes.config.ConfigException, kubernetes.client.ApiException, HTTPError) as error:
+        except (client.ApiException, HTTPError) as error:
             reason = getattr(error, "reason", None) or error
             raise UserError(f"Kubernetes gives no logs in namespace {namespace}: {reason}") from error
 
