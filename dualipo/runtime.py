@@ -56,6 +56,9 @@ def prepare_torch() -> None:
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(threads())
+    if not torch.cuda.is_available():
+        # where DeepSpeed is installed, saving a model imports it, and it tells stdout that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def threads() -> int:
