@@ -57,7 +57,7 @@ def prepare_torch() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(threads())
     if not torch.cuda.is_available():
-        # libraries import deepspeed where it is installed, which would tell on stdout that it found no accelerator.
+        # where DeepSpeed is installed, saving a model imports it, and it tells stdout that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
@@ -72,12 +72,7 @@ def threads() -> int:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit checked out in `folder`, with `-dirty` where tracked files differ; None outside a repository.
-
-    DUALIPO_COMMIT overrules it: in a container the library's code lies in no repository.
-    """
-    if stated := os.environ.get("DUALIPO_COMMIT"):
-        return stated
+    """The commit checked out in `folder`, with `-dirty` where tracked files differ; None outside a repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

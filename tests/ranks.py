@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def main(cases: dict[str, Any], out: Path) -> None:
     from dualipo.training.worker import _join
 
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     _join(zero=True)
     import torch
 

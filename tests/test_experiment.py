@@ -333,7 +333,7 @@ KILLS = {
     "check_critic": (2, None),
     "promote_critic": (2, None),
     "prefer": (2, "preferring-00000.jsonl"),
-    "align": (2, "training_state.safetensors"),
+    "align": (4, "training_state.safetensors"),
     "evaluate": (2, "clips-00000.tar"),
     "promote_generator": (2, None),
     "report": (1, None),

@@ -60,8 +60,8 @@ def run(step: str, config: Config, job: Job, paths: dict[str, Path]) -> Summary 
     from dualipo.training.ranks import barrier, world
 
     settings: Training = getattr(config, step).training
-    _join(settings.zero > 0)
     prepare_torch()
+    _join(settings.zero > 0)
     seed_everything(job.seed, torch_too=True)
     job.work.mkdir(parents=True, exist_ok=True)
     summary = GRAPH[step].function(config, job, **paths)
@@ -81,8 +81,6 @@ def _join(zero: bool) -> None:
 
     if zero:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from accelerate import PartialState
 
     cuda = torch.cuda.is_available()
