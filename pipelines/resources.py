@@ -16,7 +16,7 @@ BACKOFF = "30s"
 
 def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = True) -> dsl.PipelineTask:
     """Gives the task its image, its environment and what `resources` says of `step`; None is one of the pipeline's own
-    small tasks. Without `gpus` it asks for none of them."""
+    small tasks, which need no GPU. Without `gpus` no other asks for one either."""
     request = build.config.resources.of(step.name if step else None)
     task.set_container_image(build.image)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
@@ -43,7 +43,7 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     if request.model_cache:
         kubernetes.mount_pvc(task, request.model_cache, MODELS)
         task.set_env_variable("HF_HOME", MODELS)
-    if gpus and request.gpus:
+    if step and gpus and request.gpus:
         task.set_accelerator_type(request.gpu or "nvidia.com/gpu").set_accelerator_limit(request.gpus)
         # nodes are chosen, and taints tolerated, for the sake of GPUs.
         for key, value in (request.node_selector or {}).items():

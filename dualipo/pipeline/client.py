@@ -102,9 +102,7 @@ class Server:
         end = time.monotonic() + timeout if timeout is not None else None
         while not (run := self.run(run_id)).ended:
             if end is not None and time.monotonic() >= end:
-                raise UserError(
-                    f"{run_id}: still {run.state} after {timeout:g} s; it goes on, `dualipo pipeline status`"
-                )
+                raise UserError(f"{run_id}: still {run.state} after {timeout:g} s; see `dualipo pipeline status`")
             time.sleep(every)
         return run
 
