@@ -557,7 +557,7 @@ def test_a_failed_job_may_be_kept(api, capsys):
 WATCHER = """
 import sys
 from dataclasses import replace
-from dualipo.cluster.api import Patience, connect
+from dualipo.cluster.api import Patience, open_cluster
 from dualipo.cluster.manifest import Training
 from dualipo.cluster.monitor import Monitor
 from dualipo.cluster.trainjob import train
@@ -568,7 +568,7 @@ settings = TrainJob(launcher="kubeflow", image="registry.example/dualipo@sha256:
                     pending_seconds=60)
 command = ("python", "-m", "dualipo.training.worker", "--step", "align", "--config", "/scratch/x/config.json")
 training = Training("small-world", "2", "align", "0123456789abcdef0123456789abcdef", command)
-train(training, settings, connect("dualipo", Patience(backoff=0.01, cleanup=5)))
+train(training, settings, open_cluster("dualipo", Patience(backoff=0.01, cleanup=5)))
 """
 
 
