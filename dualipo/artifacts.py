@@ -60,8 +60,7 @@ def move(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with atomic(target) as temporary:
-            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
+        copy(source, target)
 
 
 def remove(path: str | Path) -> None:
@@ -70,6 +69,12 @@ def remove(path: str | Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file or a folder, whole or not at all."""
+    with atomic(target) as temporary:
+        (copy_folder if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
 def copy_folder(source: str | Path, target: str | Path) -> None:

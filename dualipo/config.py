@@ -63,7 +63,7 @@ class Label(Section):
     """Reasoning paths that vote on each question (self-consistency)."""
     temperature: Positive = 1.0
     max_new_tokens: PositiveInt = 64
-    pairs_per_prompt: PositiveInt = 4
+    pairs_per_prompt: PositiveInt = 2
     """Pairs of candidates asked for each prompt, each in both orders."""
     batch_size: PositiveInt = 64
     """Questions asked at once."""

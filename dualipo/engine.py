@@ -307,7 +307,7 @@ class _Call:
     @property
     def launched(self) -> bool:
         """Whether a TrainJob does the work, on other machines: this one needs no torch then."""
-        return self.config.train_job.launcher == "kubeflow" and self.step.name in ("align", "train_critic")
+        return self.config.train_job.launcher == "kubeflow" and self.step.trains
 
     def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
         if self.launched:

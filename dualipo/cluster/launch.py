@@ -10,16 +10,16 @@ and is removed once the outputs are back.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dualipo.artifacts import atomic, copy_folder, read_json, remove, write_json
+from dualipo.artifacts import copy, read_json, remove
 from dualipo.cluster.manifest import MODELS, SCRATCH, Training
 from dualipo.cluster.trainjob import train
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.steps import Job, Summary
+from dualipo.training.launch import ERROR, SUMMARY, WORKER, tell_worker
 
 
 def launch(
@@ -43,12 +43,15 @@ def launch(
         )
     name = Training(config.experiment.name, job.round, step, fingerprint, ()).name
     folder = scratch / "trainjobs" / name
-    summary, error = folder / "summary.json", folder / "error.json"
+    summary, error = folder / SUMMARY, folder / ERROR
     made = {port: folder / "outputs" / port / path.name for port, path in outputs.items()}
     if not (summary.is_file() and all(path.exists() for path in made.values())):
         remove(error)
-        files = _write(folder, config, job, {**_share(folder, inputs, scratch), **made})
-        command = ("python", "-m", "dualipo.training.worker", "--step", step, *files)
+        there = Job(job.round, job.seed, folder / "work")
+        for path in (there.work, *(path.parent for path in made.values())):
+            path.mkdir(parents=True, exist_ok=True)
+        options = tell_worker(folder, config, there, {**_share(folder, inputs, scratch), **made})
+        command = ("python", "-m", WORKER, "--step", step, *options)
         try:
             train(Training(config.experiment.name, job.round, step, fingerprint, command), config.train_job)
         except UserError as failure:
@@ -58,7 +61,7 @@ def launch(
     for port, path in made.items():
         if not path.exists():
             raise UserError(f"{path}: the job ended well without it; check that its image is of this version")
-        _copy(path, outputs[port])
+        copy(path, outputs[port])
     found = Summary.unpacked(read_json(summary))
     remove(folder)
     return found
@@ -75,21 +78,5 @@ def _share(folder: Path, inputs: Mapping[str, Path], scratch: Path) -> dict[str,
         shared[port] = folder / "inputs" / port / path.name
         # the folder's name holds the fingerprint: a copy that is there is a copy of these bytes.
         if not shared[port].exists():
-            _copy(path, shared[port])
+            copy(path, shared[port])
     return shared
-
-
-def _write(folder: Path, config: Config, job: Job, bindings: Mapping[str, Path]) -> list[str]:
-    """Writes what the worker is told; its options."""
-    for path in (folder / "work", *(path.parent for path in bindings.values())):
-        path.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.model_dump(mode="json"))
-    write_json(folder / "bindings.json", {port: str(path) for port, path in bindings.items()})
-    write_json(folder / "job.json", {"round": job.round, "seed": job.seed, "work": str(folder / "work")})
-    options = ("config", "bindings", "job", "summary", "error")
-    return [part for option in options for part in (f"--{option}", str(folder / f"{option}.json"))]
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic(target) as temporary:
-        (copy_folder if source.is_dir() else shutil.copyfile)(source, temporary)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dualipo.artifacts import INDEX, Digest, atomic, digest, move, read_json, write_json
+from dualipo.artifacts import INDEX, Digest, atomic, copy_folder, digest, move, read_json, write_json
 from dualipo.errors import UserError
 from dualipo.media.store import MANIFEST
 from dualipo.steps import Kind
@@ -53,7 +53,7 @@ def gather_runs(runs: Path, before: Path | None, artifacts: Iterable[Any]) -> No
     """
     with atomic(runs) as temporary:
         if before:
-            shutil.copytree(before, temporary, copy_function=shutil.copyfile)
+            copy_folder(before, temporary)
         else:
             temporary.mkdir()
         index = read_index(before) if before else {}
@@ -71,7 +71,7 @@ def gather_runs(runs: Path, before: Path | None, artifacts: Iterable[Any]) -> No
                 target.mkdir()
                 shutil.copyfile(source / MANIFEST, target / MANIFEST)
             else:
-                shutil.copytree(source, target, copy_function=shutil.copyfile)
+                copy_folder(source, target)
         write_json(temporary / INDEX, {path: asdict(entry) for path, entry in index.items()})
 
 

@@ -44,6 +44,8 @@ class Step:
     scope: Literal["base", "round", "run"] = "round"
     """Runs once before the rounds, once a round, or once after them."""
     gpu: bool = False
+    trains: bool = False
+    """Trains a model, on several processes or machines where its parameters ask for them."""
     shards: Literal["no", "some", "all"] = "no"
     """Whether some or all of its work on a GPU is a loop of chunks that other processes may make: steps/sharding.py."""
 
@@ -187,6 +189,7 @@ _STEPS = [
         },
         {"candidate": _round("critic_candidate", "critic"), "curves": _round("critic_curves.csv", "curves")},
         gpu=True,
+        trains=True,
     ),
     Step(
         "check_critic",
@@ -240,6 +243,7 @@ _STEPS = [
         },
         {"candidate": _round("generator_candidate", "generator"), "curves": _round("align_curves.csv", "curves")},
         gpu=True,
+        trains=True,
     ),
     Step(
         "evaluate",

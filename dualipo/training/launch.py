@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dualipo.artifacts import read_json, remove, write_json
-from dualipo.config import Config, Training, config_json
+from dualipo.config import Config, Training
 from dualipo.errors import Terminated, UserError
 from dualipo.steps import Job, Summary
 
+WORKER = "dualipo.training.worker"
 SUMMARY = "summary.json"
 ERROR = "error.json"
 
@@ -36,13 +37,9 @@ def launch(step: str, config: Config, job: Job, bindings: Mapping[str, Path], pr
     folder.mkdir(parents=True, exist_ok=True)
     for name in (SUMMARY, ERROR):
         remove(folder / name)
-    (folder / "config.json").write_text(config_json(config), encoding="utf-8")
-    write_json(folder / "bindings.json", {name: str(path.absolute()) for name, path in bindings.items()})
-    write_json(folder / "job.json", {"round": job.round, "seed": job.seed, "work": str(job.work.absolute())})
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-        "--module", "dualipo.training.worker", "--step", step,
-        *(f"--{name}={folder / name}.json" for name in ("config", "bindings", "job", "summary", "error")),
+        "--module", WORKER, "--step", step, *tell_worker(folder, config, job, bindings),
     ]  # fmt: skip
     with subprocess.Popen(command, env=_environment()) as process, _handed_on(process):
         status = process.wait()
@@ -52,6 +49,15 @@ def launch(step: str, config: Config, job: Job, bindings: Mapping[str, Path], pr
     if status or not (folder / SUMMARY).is_file():
         raise RuntimeError(f"{step}: a process ended with status {status}; its traceback stands above")
     return Summary.unpacked(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+
+
+def tell_worker(folder: Path, config: Config, job: Job, bindings: Mapping[str, Path]) -> list[str]:
+    """Writes into `folder` what the worker is told; its options, which also say where it answers."""
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    write_json(folder / "bindings.json", {name: str(path.absolute()) for name, path in bindings.items()})
+    write_json(folder / "job.json", {"round": job.round, "seed": job.seed, "work": str(job.work.absolute())})
+    files = ("config.json", "bindings.json", "job.json", SUMMARY, ERROR)
+    return [part for name in files for part in (f"--{name.removesuffix('.json')}", str(folder / name))]
 
 
 def _environment() -> dict[str, str]:

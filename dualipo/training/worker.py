@@ -18,7 +18,7 @@ from dualipo.config import Config, Training, parse_config
 from dualipo.errors import Terminated, UserError
 from dualipo.steps import GRAPH, Job, Summary
 
-STEPS = ("align", "train_critic")
+STEPS = [step.name for step in GRAPH.values() if step.trains]
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
