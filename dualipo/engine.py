@@ -25,7 +25,7 @@ from dualipo import __version__
 from dualipo.artifacts import Digest, digest, move, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.runtime import disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
+from dualipo.runtime import chunk_threads, disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
 from dualipo.steps import BASE, GRAPH, Job, Port, Step, Summary, derive_seed
 from dualipo.steps.sharding import Shard, put_together, write_part
 
@@ -314,12 +314,21 @@ class _Call:
             from dualipo.cluster.launch import launch
 
             return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
-        return self.step.function(self.config, job, **self.inputs, **outputs)
+        with self._beside(job):
+            return self.step.function(self.config, job, **self.inputs, **outputs)
+
+    def _beside(self, job: Job) -> contextlib.AbstractContextManager[None]:
+        """Lets other processes of this machine make chunks of the step's loop, where it has one."""
+        if self.step.shards == "no":
+            return contextlib.nullcontext()
+        from dualipo.beside import Loop, helped
+
+        return helped(Loop(self.step.name, self.config, job, self.inputs))
 
     def _job(self) -> Job:
         here = self.step.gpu and not self.launched
         if here:
-            prepare_torch()
+            prepare_torch(None if self.step.shards == "no" else chunk_threads())
         seed_everything(self.seed, torch_too=here)
         return Job(self.round, self.seed, self.work)
 
@@ -327,8 +336,10 @@ class _Call:
         """Computes the shard's chunks and moves them to `part`."""
         assert self.shard
         self.work.mkdir(parents=True, exist_ok=True)
-        chunks = self.step.chunks(self.config, self._job(), **self.inputs)
-        chunks.make(self.shard.indices(len(chunks)))
+        job = self._job()
+        chunks = self.step.chunks(self.config, job, **self.inputs)
+        with self._beside(job):
+            chunks.make(self.shard.indices(len(chunks)))
         write_part(self.work, self.step, self.fingerprint, self.shard)
         part.parent.mkdir(parents=True, exist_ok=True)
         move(self.work, part)

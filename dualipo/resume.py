@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,10 @@ from tqdm import tqdm
 from dualipo.artifacts import atomic
 
 Item = TypeVar("Item")
+Share = Callable[[Sequence[int], Callable[[int], None], Callable[[], Any]], None]
+"""`share(indices, make, tell)`: each of the chunks gets made, by `make` or elsewhere, and is told of."""
+sharing: ContextVar[Share | None] = ContextVar("sharing", default=None)
+"""How the step under way shares its loop with other processes (dualipo/beside.py); None where it is alone."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Chunks(Generic[Item]):
     """A loop over `items`, cut into chunks of `size`; rows of chunk 3 lie in `work`/`name`-00003.jsonl.
 
     `compute(index, items of the chunk)` must depend on its arguments alone: chunks made after a kill, or in another
-    process (dualipo/steps/sharding.py), are then what an unbroken loop makes. Files beside the rows go into `work` too.
+    process (dualipo/beside.py, dualipo/steps/sharding.py), are then what an unbroken loop makes. Files beside the rows
+    go into `work` too.
     """
 
     work: Path
@@ -34,13 +40,20 @@ class Chunks(Generic[Item]):
         return -(-len(self.items) // self.size)
 
     def make(self, indices: Iterable[int]) -> None:
-        """Computes those of the chunks that are not there yet."""
+        """Computes those of the chunks that are not there yet, with the processes that help this one."""
         self.work.mkdir(parents=True, exist_ok=True)
-        for index in tqdm(list(indices), desc=self.name, leave=False):
-            if not self._file(index).exists():
-                made = self.compute(index, self.items[index * self.size : (index + 1) * self.size])
-                with atomic(self._file(index)) as temporary:
-                    temporary.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        missing = [index for index in indices if not self._file(index).exists()]
+        share = sharing.get() if len(missing) > 1 else None
+        with tqdm(total=len(missing), desc=self.name, leave=False) as bar:
+            (share or _alone)(missing, self.make_one, bar.update)
+
+    def make_one(self, index: int) -> None:
+        """Computes one chunk, unless it is there."""
+        if self._file(index).exists():
+            return
+        made = self.compute(index, self.items[index * self.size : (index + 1) * self.size])
+        with atomic(self._file(index)) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of every chunk in order; computes what is missing."""
@@ -50,3 +63,9 @@ class Chunks(Generic[Item]):
 
     def _file(self, index: int) -> Path:
         return self.work / f"{self.name}-{index:05d}.jsonl"
+
+
+def _alone(indices: Sequence[int], make: Callable[[int], None], tell: Callable[[], Any]) -> None:
+    for index in indices:
+        make(index)
+        tell()

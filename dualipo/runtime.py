@@ -12,6 +12,10 @@ from pathlib import Path
 
 from dualipo.errors import UserError
 
+MAX_PROCESSES = 8
+"""Each loads its own models."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 
 @contextlib.contextmanager
 def lock(path: Path, title: str) -> Iterator[None]:
@@ -49,13 +53,13 @@ def seed_everything(seed: int, torch_too: bool) -> None:
         torch.manual_seed(seed)
 
 
-def prepare_torch() -> None:
-    """Deterministic algorithms and a fixed number of threads, on which the order of sums depends."""
+def prepare_torch(count: int | None = None) -> None:
+    """Deterministic algorithms, and `count` threads (None: `threads()`), on which the order of sums depends."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_num_threads(threads())
+    torch.set_num_threads(count or threads())
     if not torch.cuda.is_available():
         # where DeepSpeed is installed, saving a model imports it, and it tells stdout that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -63,11 +67,40 @@ def prepare_torch() -> None:
 
 def threads() -> int:
     """Threads of tensor operations: DUALIPO_THREADS, else every core that this process may use."""
-    asked = os.environ.get("DUALIPO_THREADS")
+    return _asked("DUALIPO_THREADS") or cores()
+
+
+def processes() -> int:
+    """Processes that make the chunks of a step: DUALIPO_PROCESSES, else one a GPU, else one a core, eight at most."""
+    return _asked("DUALIPO_PROCESSES") or gpus() or min(threads(), MAX_PROCESSES)
+
+
+def chunk_threads() -> int:
+    """Threads of each of them. It does not depend on DUALIPO_PROCESSES: nor do the bits that come out."""
+    return max(threads() // (gpus() or min(threads(), MAX_PROCESSES)), 1)
+
+
+def gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def cores() -> int:
+    """Cores that this process may use, by its affinity and by its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(int, CPU_QUOTA.read_text(encoding="ascii").split())  # "max" where there is none
+        count = min(count, max(quota // period, 1))
+    return count
+
+
+def _asked(variable: str) -> int | None:
+    asked = os.environ.get(variable)
     if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return None
     if not asked.isdigit() or int(asked) < 1:
-        raise UserError(f"DUALIPO_THREADS={asked!r}: a whole number of at least 1 is needed")
+        raise UserError(f"{variable}={asked!r}: a whole number of at least 1 is needed")
     return int(asked)
 
 

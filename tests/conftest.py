@@ -7,6 +7,7 @@ import pytest
 
 os.environ |= {
     "DUALIPO_THREADS": "1",
+    "DUALIPO_PROCESSES": "1",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "DVC_NO_ANALYTICS": "1",

@@ -86,7 +86,8 @@ def as_dualipo() -> None:
     from dualipo import cli, engine
 
     Step.function = property(anything)  # type: ignore[assignment,misc]
-    engine.prepare_torch = lambda: None
+    engine.prepare_torch = lambda count: None
+    engine.chunk_threads = lambda: 1
     engine.seed_everything = lambda seed, torch_too: None
     engine.execute = partial(engine.execute, track=False)
     engine.run = partial(engine.run, track=False)

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from fake_steps import LONG, FakeStep
 
-from dualipo import engine
+from dualipo import engine, runtime
 from dualipo.artifacts import digest
 from dualipo.config import Config, load_config
 from dualipo.engine import execute, plan, run
 from dualipo.errors import UserError
-from dualipo.runtime import disk_full, threads
+from dualipo.runtime import cores, disk_full, threads
 from dualipo.steps import GRAPH, Port, Step, Summary
 
 PROGRAM = Path(__file__).with_name("fake_steps.py")
@@ -383,7 +383,15 @@ def test_threads_are_checked(monkeypatch):
     with pytest.raises(UserError, match="DUALIPO_THREADS='many'"):
         threads()
     monkeypatch.delenv("DUALIPO_THREADS")
-    assert threads() == len(os.sched_getaffinity(0))
+    assert threads() == cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 4), ("250000 100000", 2), ("50000 100000", 1)])
+def test_a_containers_quota_counts(quota, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    monkeypatch.setattr(runtime, "CPU_QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert cores() == expected
 
 
 # ---- the whole run

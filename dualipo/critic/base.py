@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from dualipo.artifacts import read_json
+from dualipo.critic.cache import make_room
 from dualipo.critic.certainty import sequence_logprob
 from dualipo.critic.questions import Question, answer
 from dualipo.critic.voting import parse_verdict
@@ -153,7 +154,7 @@ class Critic(ABC):
         """`count` sampled reasoning paths per question. The question is read once, its cache shared by all paths."""
         inputs = self.embed(questions, features, None, pad_left=True)
         hidden, cache = self.hidden(**inputs, use_cache=True)
-        cache.batch_repeat_interleave(count)
+        make_room(cache, count, max_new_tokens)
         logits = self.head(hidden[:, -1]).repeat_interleave(count, 0)
         positions = self.next_positions(inputs).repeat_interleave(count, -2)
         mask = inputs["attention_mask"].repeat_interleave(count, 0)
