@@ -16,8 +16,10 @@ from components.prompts import prompts
 from components.report import report
 from components.start import start, start_shard
 from components.train_critic import train_critic
+from components.train_reward import train_reward
 
 STEPS = {
+    "train_reward": train_reward,
     "start": start,
     "prompts": prompts,
     "generate": generate,
