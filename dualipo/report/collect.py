@@ -341,7 +341,8 @@ def _observed_warnings(rounds: list[dict[str, Any]]) -> list[str]:
         if seen["agrees"] and seen["agrees"]["high"] < 0.5:
             found.append(
                 f"Round {name}: VideoReward scores the critic's winners higher in only "
-                f"{100 * seen['agrees']['mean']:.0f} percent of the pairs; the generator may learn what people like less."
+                f"{100 * seen['agrees']['mean']:.0f} percent of the pairs; the generator may learn what people like "
+                "less."
             )
         if before and reward > before[0] and seen["score"]["high"] < before[1]["mean"]:
             found.append(
