@@ -1,4 +1,4 @@
-"""start: adopt the base generator and critic; measure both, and the baselines, before the first round."""
+"""start: adopt the base generator and critic, and measure both before the first round."""
 
 from kfp import dsl
 from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model, Output
@@ -18,16 +18,14 @@ def start(
     test_labels: Input[Dataset],
     real_clips: Input[Dataset],
     benchmark: Input[Dataset],
-    reward: Input[Model],
     generator: Output[Model],
     critic: Output[Model],
     agreement: Output[ClassificationMetrics],
-    baselines: Output[Metrics],
     scores: Output[Metrics],
     benchmark_clips: Output[Dataset],
     parts: Input[list[Dataset]] = None,
 ) -> None:
-    """Adopt the base generator and critic; measure both, and the baselines, before the first round."""
+    """Adopt the base generator and critic, and measure both before the first round."""
     from dualipo.pipeline.call import call
 
     call("start", locals())
@@ -46,7 +44,6 @@ def start_shard(
     test_labels: Input[Dataset],
     real_clips: Input[Dataset],
     benchmark: Input[Dataset],
-    reward: Input[Model],
     part: Output[Dataset],
 ) -> None:
     """One shard's part of the work of start."""

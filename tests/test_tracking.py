@@ -76,7 +76,18 @@ class Experiment:
         self.write("runs/base/agreement.json", {"agreement": {"mean": 0.8, "low": 0.7, "high": 0.9}, "pairs": 40})
         self.write("runs/base/scores.json", {"suite": "small_world", "total": {"mean": 50.0, "low": 48, "high": 52}})
         self.write("runs/base/benchmark_clips/manifest.jsonl", "{}\n")
-        return self.record("start", BASE, "")
+        run_id = self.record("start", BASE, "")
+        self.reward({"config.json": {"model_type": "none"}}, {})
+        return run_id
+
+    def reward(self, files: dict[str, object], baselines: dict) -> None:
+        """The base steps behind start: a VideoReward's folder of these files, and what was measured of it."""
+        for name, content in files.items():
+            self.write(f"runs/base/reward/{name}", content)
+        self.write("runs/base/reward_curves.csv", "step,loss\n")
+        self.write("runs/base/baselines.json", baselines)
+        for step in ("train_reward", "check_reward"):
+            self.record(step, BASE, "")
 
     def round(self, name: str, prev: str, total: float = 60.0, promoted: bool = True, only: tuple = ()) -> None:
         """One round, or some of its steps; `promoted` is the generator's verdict, the critic is always accepted."""
@@ -581,3 +592,22 @@ def test_a_plain_client_downloads_the_champion_from_sqlite(recorded, tmp_path):
 def test_mlflow_is_not_imported_before_it_is_needed():
     code = "import sys, dualipo.tracking, dualipo.lineage; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- a VideoReward
+
+
+def test_a_videoreward_is_a_version_with_its_agreement_and_stands_in_the_lineage(own):
+    own.start()
+    model = own.tracker.model_name("reward")
+    assert own.tracker.versions(model) == [], "a folder that says that there is none is no version"
+    agreement = {"agreement": {"mean": 0.775, "low": 0.7, "high": 0.84}, "pairs": 40}
+    own.reward({"config.json": {"model_type": "videoreward"}, "head.safetensors": "h"}, {"videoreward": agreement})
+    [version] = own.tracker.versions(model)
+    assert version.tags["status"] == "base" and version.aliases == ("champion",)
+    assert version.tags["agreement.mean"] == "0.775" and json.loads(version.tags["scores"]) == agreement
+    assert own.tracker.resolve("reward@champion") == version
+    own.round("1", BASE, only=("prefer", "align"))
+    text = format_lineage(lineage(own.root, own.tracker, "generator/2"))
+    [line] = [line for line in text.splitlines() if "runs/base/reward" in line]
+    assert line.endswith(f"train_reward, round base  = {model}/1 @champion")

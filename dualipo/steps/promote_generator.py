@@ -45,14 +45,17 @@ def promote_generator(
             "score both with the same suite"
         )
     drop = config.promote_generator.max_drop
-    scorer = _scorer_agreement(baselines) if config.prefer.scorer == "videoreward" else None
-    required = config.check_critic.min_agreement
     faults = gate_faults(gates) + _benchmark_faults(new.mean, old.mean, drop)
-    if scorer is not None and scorer < required:
-        faults.append(
-            f"scorer: VideoReward agrees with people on {spoken(scorer)} of the test pairs, required is at least "
-            f"{required:g}: preferences of a scorer that people disagree with mislead the generator."
-        )
+    evidence = {}
+    if config.prefer.scorer == "videoreward":
+        required = config.check_critic.min_agreement
+        scorer = _scorer_agreement(baselines)
+        evidence = {"scorer_agreement": scorer, "min_agreement": required}
+        if scorer is None or scorer < required:
+            faults.append(
+                f"scorer: VideoReward agrees with people on {spoken(scorer)} of the test pairs, required is at least "
+                f"{required:g}: preferences of a scorer that people disagree with mislead the generator."
+            )
     passed = (
         f"both gates passed; the benchmark's total is {spoken(new.mean)} points, "
         f"the incumbent's {spoken(old.mean)}, and {drop:g} may be lost."
@@ -67,7 +70,7 @@ def promote_generator(
             },
             "max_drop": drop,
             "gates_passed": gate_evidence(gates),
-            **({} if scorer is None else {"scorer_agreement": scorer, "min_agreement": required}),
+            **evidence,
         },
     )
     return hand_on(
@@ -79,14 +82,14 @@ def promote_generator(
     )
 
 
-def _scorer_agreement(baselines: Path) -> float:
+def _scorer_agreement(baselines: Path) -> float | None:
     measured = read_json(baselines).get("videoreward")
     if measured is None:
         raise UserError(
             f"{baselines}: holds no agreement of the VideoReward that prefer.scorer names; run `dualipo train_reward` "
-            "and `dualipo start` with these parameters"
+            "and `dualipo check_reward` with these parameters"
         )
-    return parse(Agreement, measured, baselines).agreement.mean or 0.0
+    return parse(Agreement, measured, baselines).agreement.mean
 
 
 def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""Adopts the models as they came, checks the data folder, and measures models and baselines before the first round."""
+"""Adopts the models as they came, checks the data folder, and measures both models before the first round."""
 
 from __future__ import annotations
 
@@ -25,22 +25,18 @@ def start(
     test_labels: Path,
     real_clips: Path,
     benchmark: Path,
-    reward: Path,
     generator: Path,
     critic: Path,
     agreement: Path,
-    baselines: Path,
     scores: Path,
     benchmark_clips: Path,
 ) -> Summary:
-    """Writes the base models' copies, the base critic's agreement, what it is compared with, and the base generator's
-    scores.
+    """Writes the base models' copies, the base critic's agreement and the base generator's scores.
 
     Raises UserError where a table is malformed, a clip is missing or truncated, or a prompt of the human test set also
     stands in the seed labels or in the benchmark, or one of the benchmark among the real clips' captions.
     """
     from dualipo.evaluation.agreement import measure_agreement
-    from dualipo.evaluation.baselines import measure_baselines
     from dualipo.evaluation.benchmark import run_benchmark, score_metrics
     from dualipo.steps.check_critic import agreement_metrics
     from dualipo.steps.evaluate import benchmark_sheet
@@ -48,7 +44,6 @@ def start(
     check_data(seed_labels, test_labels, real_clips, benchmark)
     measured = measure_agreement(config, base_critic, test_labels)
     write_json(agreement, measured)
-    write_json(baselines, measure_baselines(config, reward, seed_labels, test_labels))
     found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
     write_json(scores, found)
     copy_folder(base_generator, generator)
