@@ -171,7 +171,7 @@ def test_a_videoreward_that_scores_has_to_agree_with_people(generator, mean, pro
 def test_a_videoreward_that_was_not_measured_is_named(generator):
     write_json(generator.folder / "baselines", {})
     with pytest.raises(
-        UserError, match="baselines: holds no agreement of the VideoReward that prefer.scorer names; run"
+        UserError, match=r"baselines: holds no agreement of the VideoReward that prefer.scorer names; run"
     ):
         generator.run(**IN_PLACE)
     assert generator.made() == []
