@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 class Experiment(Section):
     name: str = Field("small-world", pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """MLflow experiment; the registered models are `<name>-critic` and `<name>-generator`."""
+    """MLflow experiment; the registered models are `<name>-critic`, `<name>-generator` and `<name>-reward`."""
     seed: int = Field(0, ge=0)
     """Root of every random stream of the run."""
 

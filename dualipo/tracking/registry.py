@@ -49,7 +49,7 @@ class Registry:
         if not versions:
             raise UserError(
                 f"{name}: no such model in MLflow at {self.store.uri}; run the experiment first, or name one of "
-                f"{self.store.experiment}-critic and {self.store.experiment}-generator"
+                f"{', '.join(f'{self.store.experiment}-{kind}' for kind in MODELS)}"
             )
         alias = match["alias"] or CHAMPION
         for version in versions:
