@@ -12,7 +12,6 @@ def gather_base(
     experiment_params: str,
     generator: Input[Model],
     reward: Input[Model],
-    reward_curves: Input[Dataset],
     critic: Input[Model],
     agreement: Input[ClassificationMetrics],
     baselines: Input[Metrics],

@@ -14,7 +14,6 @@ def train_reward(
     seed_labels: Input[Dataset],
     critic_reference: Input[Model],
     reward: Output[Model],
-    curves: Output[Dataset],
 ) -> None:
     """Train a VideoReward on the human seed labels, if one is asked for."""
     from dualipo.pipeline.call import call

@@ -84,7 +84,6 @@ class Experiment:
         """The base steps behind start: a VideoReward's folder of these files, and what was measured of it."""
         for name, content in files.items():
             self.write(f"runs/base/reward/{name}", content)
-        self.write("runs/base/reward_curves.csv", "step,loss\n")
         self.write("runs/base/baselines.json", baselines)
         for step in ("train_reward", "check_reward"):
             self.record(step, BASE, "")

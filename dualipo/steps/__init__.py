@@ -146,7 +146,7 @@ _STEPS = [
         "Train a VideoReward on the human seed labels, if one is asked for.",
         ("experiment", "train_reward"),
         {"seed_labels": _data("seed"), "critic_reference": _data("critic_reference", "critic")},
-        {"reward": _round("reward", "reward"), "curves": _round("reward_curves.csv", "curves")},
+        {"reward": _round("reward", "reward")},
         scope="base",
         gpu=True,
     ),

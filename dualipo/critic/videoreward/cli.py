@@ -44,9 +44,8 @@ def train(
     A run that was stopped goes on where it was. Settings are the parameters' section train_reward.
     """
     section = load_parameters(folder, params, overrides).train_reward
-    from dualipo.artifacts import atomic, digest, remove
-    from dualipo.critic.videoreward.training import reward_from_labels
-    from dualipo.curves import write_curves
+    from dualipo.artifacts import digest, remove
+    from dualipo.critic.videoreward.training import reward_from_labels, write_reward
     from dualipo.runtime import prepare_torch, seed_everything
     from dualipo.steps import derive_seed
 
@@ -56,9 +55,7 @@ def train(
     key = derive_seed(seed, section.model_dump_json(), digest(backbone).md5, digest(labels).md5)
     work = out.with_name(f".{out.name}.{key:016x}.work")
     model, result = reward_from_labels(backbone, labels, section, work, seed)
-    with atomic(out) as temporary:
-        model.save(temporary)
-        write_curves(temporary / "curves.csv", result.series)
+    write_reward(out, model, result)
     remove(work)
     loss = result.series["loss"]
     click.echo(f"{out}: loss {loss[0][1]:.4f} -> {loss[-1][1]:.4f}")

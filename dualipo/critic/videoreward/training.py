@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dualipo.artifacts import atomic
 from dualipo.config import TrainReward
 from dualipo.critic.base import Features, load_critic
 from dualipo.critic.data import read_human
@@ -29,6 +30,7 @@ from dualipo.critic.videoreward.losses import TIE, bt_loss, btt_loss, regression
 from dualipo.critic.videoreward.model import VideoReward
 from dualipo.critic.videoreward.scale import Scale
 from dualipo.critic.videoreward.settings import Settings
+from dualipo.curves import write_curves
 from dualipo.errors import UserError
 from dualipo.evaluation.calibration import calibrate
 from dualipo.steps import derive_seed
@@ -47,6 +49,13 @@ def reward_from_labels(
     model = VideoReward(load_critic(backbone), Settings(), seed)
     files = ClipFiles(labels, [clip for item in answered for clip in item.question.clips])
     return model, train_reward(model, answered, files, section, work, seed)
+
+
+def write_reward(folder: Path, model: VideoReward, result: Trained) -> None:
+    """The trained model and curves.csv, whole or not at all."""
+    with atomic(folder) as temporary:
+        model.save(temporary)
+        write_curves(temporary / "curves.csv", result.series)
 
 
 def train_reward(
