@@ -154,6 +154,12 @@ def test_bindings_and_the_data_folder_replace_paths(folder, tmp_path):
             ["runs/2/critic_candidate"],
             r"runs/1/agreement.json: .*`dualipo promote_critic --round 1`",
         ),
+        (
+            "prefer",
+            "2",
+            ["runs/2/candidates", "runs/2/critic"],
+            r"runs/base/reward: missing, round 2, prefer needs it; run `dualipo train_reward` first",
+        ),
         ("start", None, [], r"data/generator: missing, start needs it; fetch the data with `dvc pull data.dvc`"),
         ("report", None, [], r"runs: missing, report needs it; run `dualipo run` first"),
         ("align", None, [], r"align belongs to a round; name it with --round, known: 1, 2, 3"),

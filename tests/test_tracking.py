@@ -209,7 +209,8 @@ def test_runs_form_a_tree_that_holds_parameters_metrics_curves_and_artifacts(own
 
     client = experiment.tracker.store.client
     runs = runs_of(experiment.tracker)
-    assert set(runs) == {"tiny", "base", "round 1", "start base", "check_labels 1", "align 1", "report base"}
+    of_base = {f"{step} base" for step in ("start", "train_reward", "check_reward")}
+    assert set(runs) == {"tiny", "base", "round 1", "check_labels 1", "align 1", "report base", *of_base}
     parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
     top = runs["tiny"].info.run_id
     assert (parents["tiny"], parents["round 1"], parents["base"], parents["report base"]) == (None, top, top, top)
@@ -311,7 +312,7 @@ def test_recording_again_changes_nothing(recorded):
         return runs, models, len(tracker.store.client.search_logged_models([tracker.store.experiment_id]))
 
     before = state()
-    assert len(before[0]) == 1 + 3 + 1 + 2 * 11
+    assert len(before[0]) == 1 + 3 + 3 + 2 * 11
     recorded.tracker = Tracker(recorded.root, recorded.config)  # as another process would
     for step in GRAPH.values():
         if step.scope == "round":
