@@ -338,6 +338,9 @@ def test_what_stands_beside_the_critic_is_shown_only_where_it_is(run, tmp_path):
     warned = [text for text in gathered["warnings"] if "VideoReward" in text]
     assert len(warned) == 2 and all(text.startswith("Round 3") for text in warned)
     assert "only 35 percent of the pairs" in warned[0] and "(0.62 to 0.88)" in warned[1]
+    coin = {**baselines, "videoreward": {**agreement(0.6), "ties_excluded": {"mean": 0.55, "low": 0.5, "high": 0.6}}}
+    write_json(tmp_path / "runs/base/baselines.json", coin)
+    assert not [text for text in collect(config, tmp_path / "runs")["warnings"] if "VideoReward" in text]
     lineage = text_of(page, "lineage")
     assert "reward" in lineage and "candidates, critic, base/reward" in lineage
     in_place = collect(parse_config({"train_reward": {"enabled": True}, "prefer": {"scorer": "videoreward"}}), runs)

@@ -433,7 +433,7 @@ def test_lineage_reaches_the_human_labels(recorded):
     assert origins["human seed labels"] == "data/seed"
     assert origins["human test labels"] == "data/test"
     assert origins["real clips"] == "data/real"
-    later = {"evaluate", "promote_generator", "report"}
+    later = {"check_reward", "evaluate", "promote_generator", "report"}
     assert {node.run.step for node in found if node.run} == GRAPH.keys() - later
     text = format_lineage(tree)
     assert text.splitlines()[0] == (

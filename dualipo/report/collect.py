@@ -75,6 +75,7 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
     _mark_carried(rounds)
     by_name = {entry["name"]: entry for entry in rounds}
     final, shown = _final(rounds, by_name)
+    baselines = read_as(runs / BASE / "baselines.json", Baselines) or Baselines().model_dump()
     return {
         "version": __version__,
         "experiment": config.experiment.name,
@@ -82,7 +83,7 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
         "loss": config.align.loss,
         "critic_algorithm": config.train_critic.algorithm,
         "scorer": SCORERS[config.prefer.scorer],
-        "baselines": read_as(runs / BASE / "baselines.json", Baselines) or Baselines().model_dump(),
+        "baselines": baselines,
         "config_md5": config.digest(),
         "suite": rounds[0]["scores"]["suite"],
         "min_agreement": config.check_critic.min_agreement,
@@ -92,7 +93,7 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
         "final_clips": shown,
         "gain": _gain(runs, shown, config.evaluate.bootstrap),
         "clips": _clips(runs, shown),
-        "warnings": _warnings(rounds, SCORERS[config.prefer.scorer]),
+        "warnings": _warnings(rounds, SCORERS[config.prefer.scorer]) + _observed_warnings(rounds, baselines),
     }
 
 
@@ -329,12 +330,16 @@ def _warnings(rounds: list[dict[str, Any]], scorer: str) -> list[str]:
                 f"Round {name}: {scorer} scores the newer generator higher ({reward:.2f} to {new_reward:.2f}) while "
                 "its gain on the benchmark lies within the interval; watch for reward hacking."
             )
-    return found + _observed_warnings(rounds)
+    return found
 
 
-def _observed_warnings(rounds: list[dict[str, Any]]) -> list[str]:
-    """Where a VideoReward, which learnt from people alone, parts from the critic by more than its interval."""
+def _observed_warnings(rounds: list[dict[str, Any]], baselines: dict[str, Any]) -> list[str]:
+    """Where a VideoReward, which learnt from people alone, parts from the critic by more than its interval. One that
+    does not tell people's winners better than a coin has no say."""
     found, before = [], None
+    told = (baselines["videoreward"] or {}).get("ties_excluded")
+    if not told or told["low"] <= 0.5:
+        return []
     observed = [e for e in rounds if e["preferences"] and (e["preferences"]["videoreward"] or {}).get("score")]
     for entry in observed:
         name, reward, seen = entry["name"], entry["preferences"]["reward"], entry["preferences"]["videoreward"]
