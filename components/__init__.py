@@ -4,6 +4,7 @@ dualipo.pipeline.call; what a step does, and what its ports are, stands in duali
 from components.align import align
 from components.check_critic import check_critic
 from components.check_labels import check_labels
+from components.check_reward import check_reward
 from components.evaluate import evaluate, evaluate_shard
 from components.gather import gather_base, gather_round
 from components.generate import generate, generate_shard
@@ -16,9 +17,12 @@ from components.prompts import prompts
 from components.report import report
 from components.start import start, start_shard
 from components.train_critic import train_critic
+from components.train_reward import train_reward
 
 STEPS = {
     "start": start,
+    "train_reward": train_reward,
+    "check_reward": check_reward,
     "prompts": prompts,
     "generate": generate,
     "label": label,

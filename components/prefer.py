@@ -1,4 +1,4 @@
-"""prefer: score the candidates with the accepted critic and keep each prompt's best and worst."""
+"""prefer: score the candidates with the accepted critic or a VideoReward and keep each prompt's best and worst."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
@@ -15,11 +15,12 @@ def prefer(
     prefer_params: str,
     candidates: Input[Dataset],
     critic: Input[Model],
+    reward: Input[Model],
     preferences: Output[Dataset],
     gate: Output[Artifact],
     parts: Input[list[Dataset]] = None,
 ) -> None:
-    """Score the candidates with the accepted critic and keep each prompt's best and worst."""
+    """Score the candidates with the accepted critic or a VideoReward and keep each prompt's best and worst."""
     from dualipo.pipeline.call import call
 
     call("prefer", locals())
@@ -35,6 +36,7 @@ def prefer_shard(
     shard: str,
     candidates: Input[Dataset],
     critic: Input[Model],
+    reward: Input[Model],
     part: Output[Dataset],
 ) -> None:
     """One shard's part of the work of prefer."""

@@ -16,6 +16,7 @@ def report(
     label_params: str,
     check_labels_params: str,
     train_critic_params: str,
+    train_reward_params: str,
     check_critic_params: str,
     prefer_params: str,
     align_params: str,

@@ -21,6 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Ki|Mi|Gi|Ti)$")]
 """An amount of memory as Kubernetes writes it."""
+RewardLoss = Literal["btt", "bt", "regression"]
 
 
 class Section(BaseModel):
@@ -29,7 +30,7 @@ class Section(BaseModel):
 
 class Experiment(Section):
     name: str = Field("small-world", pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """MLflow experiment; the registered models are `<name>-critic` and `<name>-generator`."""
+    """MLflow experiment; the registered models are `<name>-critic`, `<name>-generator` and `<name>-reward`."""
     seed: int = Field(0, ge=0)
     """Root of every random stream of the run."""
 
@@ -146,6 +147,41 @@ class TrainCritic(Section):
     training: Training = Training()
 
 
+class TrainReward(Section):
+    """How a VideoReward is trained. VideoAlign: k 5, rank 64, alpha 128, learning rate 2e-6, batch 32, two epochs."""
+
+    enabled: bool = False
+    """Whether the experiment trains one on its human seed labels: an observer beside the critic, or `prefer`'s scorer.
+    `dualipo reward train` asks for one by itself."""
+    loss: RewardLoss = "btt"
+    """`btt` Bradley-Terry with ties, `bt` without (ties dropped), `regression` on ratings alone."""
+    tie_tendency: float = Field(5.0, gt=1)
+    """k of Bradley-Terry with ties."""
+    implied_pairs: bool = True
+    """Two clips of one prompt with different ratings on a dimension are a pair of that dimension as well."""
+    steps: PositiveInt = 200
+    batch_size: PositiveInt = 32
+    """Pairs a step, or rated clips with `regression`."""
+    learning_rate: Positive = 1e-4
+    warmup_steps: int = Field(10, ge=0)
+    train_vision: bool = True
+    """Off: the vision tower is frozen and every clip seen once."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of LoRA on the language model's linear layers; 0 trains all of it."""
+    lora_alpha: Positive = 128.0
+    max_grad_norm: NonNegative = 1.0
+    validation_share: float = Field(0.2, gt=0, lt=1)
+    """Share of the seed prompts held out of training, for normalisation and thresholds."""
+    checkpoint_every: PositiveInt = 40
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _one_process(self) -> TrainReward:
+        if self.training.processes > 1 or self.training.zero:
+            raise ValueError("training: a VideoReward is trained in one process; leave processes at 1 and zero at 0")
+        return self
+
+
 class CheckCritic(Section):
     min_agreement: Share = 0.75
     """Smallest share of the human test pairs on which an accepted critic agrees."""
@@ -156,6 +192,9 @@ class CheckCritic(Section):
 
 
 class Prefer(Section):
+    scorer: Literal["critic", "videoreward"] = "critic"
+    """Whose scores the preferences follow: the accepted critic's, or those of the experiment's own VideoReward
+    (`train_reward.enabled`); generators are then promoted only if it agrees with people as a critic has to."""
     confirm: bool = True
     """Keep a prompt's top-1 and bottom-1 only where the pairwise verdict, asked in both orders, does not contradict."""
     min_margin: NonNegative = 0.05
@@ -350,6 +389,7 @@ class Config(Section):
     label: Label = Label()
     check_labels: CheckLabels = CheckLabels()
     train_critic: TrainCritic = TrainCritic()
+    train_reward: TrainReward = TrainReward()
     check_critic: CheckCritic = CheckCritic()
     prefer: Prefer = Prefer()
     align: Align = Align()
@@ -358,6 +398,12 @@ class Config(Section):
     train_job: TrainJob = TrainJob()
     resources: Resources = Resources()
     rounds: dict[str, Round] = {"1": Round(prev="base"), "2": Round(prev="1"), "3": Round(prev="2")}
+
+    @model_validator(mode="after")
+    def _the_scorer_is_trained(self) -> Config:
+        if self.prefer.scorer == "videoreward" and not self.train_reward.enabled:
+            raise ValueError("prefer.scorer: videoreward needs train_reward.enabled: true")
+        return self
 
     @model_validator(mode="after")
     def _rounds_form_a_chain(self) -> Config:

@@ -420,9 +420,13 @@ def _remedy(port: Port, round_name: str, prev: str) -> str:
     """How to come by a missing input."""
     if port.path.startswith("{data}"):
         return "fetch the data with `dvc pull data.dvc`, or name a folder that holds it with --data"
-    path, source = port.path.replace("{prev}", "{round}"), prev if "{prev}" in port.path else round_name
+    source = prev if "{prev}" in port.path else round_name
+    if port.path.startswith(f"runs/{BASE}/"):
+        source = BASE
+    path = port.bind("data", source, source)
     for maker in GRAPH.values():
-        if path in {output.path for output in maker.outputs.values()} and (maker.scope == "base") == (source == BASE):
+        outputs = {output.bind("data", source, "") for output in maker.outputs.values()}
+        if path in outputs and (maker.scope == "base") == (source == BASE):
             option = f" --round {source}" if maker.scope == "round" else ""
             return f"run `dualipo {maker.name}{option}` first"
     return "run `dualipo run` first"

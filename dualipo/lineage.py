@@ -16,6 +16,7 @@ from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.steps import GRAPH
 from dualipo.tracking import Link, StepRun, Tracker, Version
+from dualipo.tracking.entries import MODELS
 
 _DATA = {
     "seed_labels": "human seed labels",
@@ -57,7 +58,7 @@ def lineage(root: str | Path, source: Config | Tracker, reference: str) -> Node:
     """
     tracker = source if isinstance(source, Tracker) else Tracker(root, source)
     version = tracker.resolve(reference)
-    kind = next((kind for kind in ("critic", "generator") if version.name == tracker.model_name(kind)), "generator")
+    kind = next((kind for kind in MODELS if version.name == tracker.model_name(kind)), "generator")
     if not version.md5:
         raise UserError(f"{version.label}: it bears no md5, so it was not registered by dualipo; name another version")
     walk = _Walk(tracker)
@@ -68,7 +69,7 @@ def lineage(root: str | Path, source: Config | Tracker, reference: str) -> Node:
 class _Walk:
     def __init__(self, tracker: Tracker):
         self.runs = tracker.step_runs()
-        self.models = {kind: tracker.versions(tracker.model_name(kind)) for kind in ("critic", "generator")}
+        self.models = {kind: tracker.versions(tracker.model_name(kind)) for kind in MODELS}
         self.told: set[str] = set()
 
     def node(self, port: str, link: Link, run: StepRun | None, version: Version | None, origin: str) -> Node:

@@ -166,6 +166,16 @@ class _Cost:
         batches = questions * paths / rows
         return self.seconds(questions * critic.read(context)) + batches * label.max_new_tokens * max(compute, bound)
 
+    def preferring(self, rating: float) -> float:
+        """Seconds of the critic's ratings and its confirmation, of a VideoReward's scores, or of both."""
+        config, label = self.config, self.config.label
+        scoring = self.seeing(self.clips) + self.seconds(self.clips * self.critic.read(self.context(1)))
+        if config.prefer.scorer == "videoreward":
+            return scoring
+        asked = 2 * config.prompts.count if config.prefer.confirm else 0
+        confirming = self.asking(asked, 2, label.paths, label.batch_size) if asked else 0.0
+        return self.seeing(self.clips) + rating + confirming + (scoring if config.train_reward.enabled else 0.0)
+
     def hours(self) -> dict[str, float]:
         config, backbone, critic = self.config, self.backbone, self.critic
         label, train, check, align, evaluate = (
@@ -187,9 +197,7 @@ class _Cost:
             "train_critic": 0.0,
             "check_critic": self.seeing(2 * self.setup.test_pairs)
             + self.asking(2 * self.setup.test_pairs, 2, check.paths, check.batch_size),
-            "prefer": self.seeing(self.clips)
-            + rating
-            + (self.asking(2 * prompts, 2, label.paths, label.batch_size) if config.prefer.confirm else 0.0),
+            "prefer": self.preferring(rating),
             "evaluate": self.sampling(
                 self.benchmark_clips, self.setup.benchmark_prompts, evaluate.steps, evaluate.guidance
             ),
@@ -260,12 +268,13 @@ class _Cost:
         held = self.held_clips
         aligning += self.activations(held * backbone.sequence, backbone.width, backbone.layers)
         check = config.check_critic
+        beside = config.train_reward.enabled and config.prefer.scorer == "critic"
         found = {
             "generate": sampling(config.generate.batch_size, config.generate.guidance),
             "label": judging(2, config.label.batch_size, config.label.paths),
             "train_critic": learning if config.train_critic.algorithm != "none" else 0.0,
             "check_critic": judging(1, check.batch_size, check.paths),
-            "prefer": judging(1, config.label.batch_size, config.label.paths),
+            "prefer": judging(1 + beside, config.label.batch_size, config.label.paths),
             "align": aligning,
             "evaluate": sampling(config.evaluate.batch_size, config.evaluate.guidance),
         }
@@ -293,6 +302,7 @@ class _Cost:
         backbone, critic, gpu, setup, config = self.backbone, self.critic, self.gpu, self.setup, self.config
         frames, channels, height, width = backbone.latent
         judged, real = self.step_clips
+        observed = config.train_reward.enabled
         adapter = f"LoRA of rank {setup.lora}, the reference is the adapter switched off"
         return [
             f"generator {backbone.name}: {backbone.parameters / GB:.2f}e9 parameters in the transformer, "
@@ -324,6 +334,7 @@ class _Cost:
             "text encoder and VAE stay on the GPU while sampling, and leave it while aligning",
             f"clips at {setup.bits_a_pixel:g} bit a pixel; models four times: candidate, promoted, and both registered",
             "waiting, start-up, data loading, failures and communication are not counted",
+            *(["VideoReward is of the critic's size; its training, once before the rounds, is not counted"] * observed),
         ]
 
 

@@ -7,7 +7,7 @@ from kfp.dsl import HTML, Dataset
 
 import components
 from dualipo.pipeline.data import MEMBERS
-from dualipo.steps import GRAPH
+from dualipo.steps import GRAPH, steps_of
 from pipelines.build import Build
 from pipelines.resources import dress
 from pipelines.round import Handed, add_step, gathered, make_round
@@ -41,6 +41,7 @@ def make_loop(build: Build) -> Any:
         label_params: str = build.parameter("label"),
         check_labels_params: str = build.parameter("check_labels"),
         train_critic_params: str = build.parameter("train_critic"),
+        train_reward_params: str = build.parameter("train_reward"),
         check_critic_params: str = build.parameter("check_critic"),
         prefer_params: str = build.parameter("prefer"),
         align_params: str = build.parameter("align"),
@@ -51,9 +52,11 @@ def make_loop(build: Build) -> Any:
         loaded = dress(components.load_data(library=library, data=data, data_md5=data_md5), build, None)
         files = {f"{{data}}/{path}": loaded.outputs[name] for name, path in MEMBERS.items()}
         given = {f"data_{name}": loaded.outputs[name] for name in MEMBERS if name != "critic"}
-        add_step(GRAPH["start"], build, {"library": library}, sections, files)
+        for step in steps_of("base"):
+            add_step(step, build, {"library": library}, sections, files)
         run_id = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "experiment_params": sections["experiment"]}
         base = gathered(files)
+        given |= {f"base_{name}": base[name] for name in ("reward", "baselines")}
         gather = dress(components.gather_base(**run_id, **base), build, None).set_caching_options(False)
         handed = {"base": {name: base[name] for name in Handed._fields if name != "runs"}}
         runs = gather.outputs["runs"]

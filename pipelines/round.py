@@ -70,6 +70,8 @@ def make_round(build: Build) -> Any:
         data_test: Input[Dataset],
         data_real: Input[Dataset],
         data_benchmark: Input[Dataset],
+        base_reward: Input[Model],
+        base_baselines: Input[Metrics],
         prev_generator: Input[Model],
         prev_critic: Input[Model],
         prev_agreement: Input[ClassificationMetrics],
@@ -82,6 +84,7 @@ def make_round(build: Build) -> Any:
         files["{data}/benchmark.jsonl"] = files.pop("{data}/benchmark")
         for path in ("generator", "critic", "agreement.json", "scores.json"):
             files[f"runs/{{prev}}/{path}"] = given[f"prev_{path.partition('.')[0]}"]
+        files |= {"runs/base/reward": base_reward, "runs/base/baselines.json": base_baselines}
         for step in steps_of("round"):
             add_step(step, build, {"library": library, "round_name": round_name}, sections, files)
         artifacts = gathered(files)

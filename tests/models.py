@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dualipo.artifacts import write_json
 from dualipo.media.store import ClipStore
 from dualipo.media.video import encode_clip
 from dualipo.records import Clip, Desirability, Preference, RealClip, write_rows
@@ -57,6 +58,8 @@ def save_family(folder: Path, family: str) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
     }
     torch.manual_seed(0)
+    if family == "vila":
+        return _save_vila(folder, tokenizer, text)
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
         vision = {
@@ -93,6 +96,42 @@ def save_family(folder: Path, family: str) -> Path:
             model.model.image_newline.normal_()
     model.eval().save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _save_vila(folder: Path, tokenizer: Any, text: dict[str, Any]) -> Path:
+    """As VILA 1.5 lies on disk: three folders and a config.json that names them."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    llm = LlamaForCausalLM(LlamaConfig(**{**text, "vocab_size": len(tokenizer)}))
+    # 5 x 5 patches: the odd side is padded before two by two become one.
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=40, patch_size=8
+    )
+    tower = SiglipVisionModel(vision)
+    width, out = 4 * vision.hidden_size, llm.config.hidden_size
+    projector = {
+        "layers.1.weight": torch.rand(width) + 0.5, "layers.1.bias": torch.randn(width),
+        "layers.2.weight": 0.15 * torch.randn(out, width), "layers.2.bias": torch.randn(out),
+        "layers.4.weight": 0.15 * torch.randn(out, out), "layers.4.bias": torch.randn(out),
+    }  # fmt: skip
+    with torch.no_grad():
+        for parameter in (*llm.parameters(), *tower.parameters()):
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+    llm.save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    tower.save_pretrained(folder / "vision_tower")
+    (folder / "mm_projector").mkdir()
+    save_file(projector, folder / "mm_projector/model.safetensors")
+    write_json(
+        folder / "mm_projector/config.json", {"model_type": "v2l_projector", "mm_projector_type": "mlp_downsample"}
+    )
+    parts = {"llm_cfg": {}, "vision_tower_cfg": {}, "mm_projector_cfg": {}, "mm_vision_select_layer": -2}
+    write_json(folder / "config.json", {"model_type": "llava_llama", **parts})
     return folder
 
 

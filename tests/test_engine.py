@@ -154,6 +154,12 @@ def test_bindings_and_the_data_folder_replace_paths(folder, tmp_path):
             ["runs/2/critic_candidate"],
             r"runs/1/agreement.json: .*`dualipo promote_critic --round 1`",
         ),
+        (
+            "prefer",
+            "2",
+            ["runs/2/candidates", "runs/2/critic"],
+            r"runs/base/reward: missing, round 2, prefer needs it; run `dualipo train_reward` first",
+        ),
         ("start", None, [], r"data/generator: missing, start needs it; fetch the data with `dvc pull data.dvc`"),
         ("report", None, [], r"runs: missing, report needs it; run `dualipo run` first"),
         ("align", None, [], r"align belongs to a round; name it with --round, known: 1, 2, 3"),
@@ -436,8 +442,9 @@ def test_a_run_does_every_round_once_with_one_bar(folder, monkeypatch, capsys):
 def test_the_plan_is_the_graph_in_order():
     names = [(step.name, name) for step, name in plan(Config())]
     per_round = [step.name for step in GRAPH.values() if step.scope == "round"]
-    assert names[0] == ("start", "base") and names[-1] == ("report", "run")
-    assert names[1:-1] == [(name, r) for r in "123" for name in per_round]
+    assert names[:3] == [(name, "base") for name in ("start", "train_reward", "check_reward")]
+    assert names[-1] == ("report", "run")
+    assert names[3:-1] == [(name, r) for r in "123" for name in per_round]
 
 
 # ---- tracking

@@ -16,6 +16,7 @@ from models import flat_clip, write_clips
 from dualipo.artifacts import read_json
 from dualipo.config import CheckCritic, Config, Label, Prefer
 from dualipo.critic.questions import Question
+from dualipo.critic.videoreward.settings import write_none
 from dualipo.errors import UserError
 from dualipo.evaluation import agreement as agreement_module
 from dualipo.evaluation.agreement import measure_agreement
@@ -328,6 +329,7 @@ def run_prefer(candidates, tmp_path, monkeypatch):
 
     def run(judge: Scripted, **changes):
         monkeypatch.setattr("dualipo.critic.base.load_critic", lambda folder: judge)
+        write_none(tmp_path / "none")
         out = tmp_path / "preferences"
         settings = config().model_copy(update={"prefer": Prefer(**{"min_pairs": 2, **changes})})
         summary = prefer(
@@ -335,6 +337,7 @@ def run_prefer(candidates, tmp_path, monkeypatch):
             Job("1", 11, tmp_path / "work"),
             candidates=candidates,
             critic=tmp_path / "judge",
+            reward=tmp_path / "none",
             preferences=out,
             gate=tmp_path / "gate",
         )

@@ -18,6 +18,7 @@ from dualipo.cluster.pins import pin
 from dualipo.cluster.render import of_kind, render, templates
 from dualipo.config import load_config
 from dualipo.errors import UserError
+from dualipo.tracking.entries import MODELS
 
 OVERLAYS = ["local", "gpu"]
 NEWEST = kubernetes_validate.latest_version()
@@ -295,7 +296,7 @@ def test_runs_may_move_the_champions_of_every_preset_and_of_nothing_else(reposit
     names = set()
     for preset in [None, *sorted((repository / "params").glob("*.yaml"))]:
         config = load_config(repository / "params.yaml", *([preset] if preset else []))
-        names |= {f"{config.experiment.name}-critic", f"{config.experiment.name}-generator"}
+        names |= {f"{config.experiment.name}-{kind}" for kind in MODELS}
     granted = [
         rule["resourceNames"]
         for rule in one(rendered["gpu"], "Role", "dualipo-run")["rules"]

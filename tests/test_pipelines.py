@@ -60,7 +60,14 @@ def test_a_component_has_its_steps_ports_and_sections(step):
     assert sections == set(step.sections)
     rest = {"library"} | {"round": {"round_name"}, "run": {"run_id"}, "base": set()}[step.scope]
     assert spec.inputs.keys() == inputs.keys() | {f"{name}_params" for name in sections} | rest
-    kinds = {"critic": "Model", "generator": "Model", "clips": "Dataset", "dataset": "Dataset", "page": "HTML"}
+    kinds = {
+        "critic": "Model",
+        "reward": "Model",
+        "generator": "Model",
+        "clips": "Dataset",
+        "dataset": "Dataset",
+        "page": "HTML",
+    }
     for name, port in step.outputs.items():
         if port.kind in kinds:
             assert outputs[name].startswith(f"system.{kinds[port.kind]}@")
@@ -114,6 +121,7 @@ def test_a_rounds_tasks_are_joined_as_the_graph_says(tmp_path):
     given = {f"data_{name}": f"{{data}}/{path}" for name, path in MEMBERS.items()}
     given |= {f"prev_{name}": f"runs/{{prev}}/{name}" for name in ("generator", "critic")}
     given |= {f"prev_{name}": f"runs/{{prev}}/{name}.json" for name in ("agreement", "scores")}
+    given |= {"base_reward": "runs/base/reward", "base_baselines": "runs/base/baselines.json"}
     rounds = [name for name in pipeline["components"] if name.startswith("comp-dual-ipo-round")]
     assert len(rounds) == 3
     for name in rounds:

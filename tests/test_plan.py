@@ -255,6 +255,11 @@ def test_how_it_scales(config):
     assert base.hours["generate"] - priced(plain).hours["generate"] == pytest.approx(saved)
     assert priced(with_values(config, train_critic={"algorithm": "none"})).hours["train_critic"] == 0
     assert priced(with_values(config, prefer={"confirm": False})).hours["prefer"] < base.hours["prefer"]
+    beside = priced(with_values(config, train_reward={"enabled": True}))
+    place = priced(with_values(config, train_reward={"enabled": True}, prefer={"scorer": "videoreward"}))
+    assert beside.hours["prefer"] == pytest.approx(base.hours["prefer"] + place.hours["prefer"])
+    assert place.hours["prefer"] < base.hours["prefer"] / 2 and beside.memory["prefer"] > base.memory["prefer"]
+    assert len(beside.assumptions) == len(base.assumptions) + 1
     one = priced(with_values(config, prompts={"count": 1}, generate={"candidates": 2}))
     assert all(0 < hours < base.total for hours in one.hours.values())
 

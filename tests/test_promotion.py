@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dualipo.artifacts import read_json, write_json
-from dualipo.config import Config, PromoteGenerator
+from dualipo.config import Config, Prefer, PromoteGenerator, TrainReward
 from dualipo.errors import UserError
 from dualipo.quality.evidence import ExpectationVerdict, SuiteVerdict, Verdict
 from dualipo.steps import GRAPH, Job
@@ -52,8 +52,8 @@ class Bench:
     def numbers(self, whose, content):
         (self.folder / f"{whose}_{NUMBERS[self.kind]}").write_text(json.dumps(content))
 
-    def run(self, max_drop=0.0):
-        config = Config(promote_generator=PromoteGenerator(max_drop=max_drop))
+    def run(self, max_drop=0.0, **sections):
+        config = Config(promote_generator=PromoteGenerator(max_drop=max_drop), **sections)
         ports = {port: self.folder / port for port in (*self.step.inputs, *self.step.outputs)}
         summary = self.step.function(config, Job("1", 0, self.folder / "work"), **ports)
         decision = read_json(self.folder / "decision")
@@ -150,6 +150,31 @@ def test_every_reason_is_listed(generator):
     generator.numbers("candidate", scores(10.0))
     reasons = generator.run()["reasons"]
     assert [reason.split(":")[0] for reason in reasons] == ["label gate", "preference gate", "benchmark"]
+
+
+IN_PLACE = {"train_reward": TrainReward(enabled=True), "prefer": Prefer(scorer="videoreward")}
+
+
+@pytest.mark.parametrize(("mean", "promoted"), [(0.75, True), (0.7499, False), (None, False)])
+def test_a_videoreward_that_scores_has_to_agree_with_people(generator, mean, promoted):
+    write_json(generator.folder / "baselines", {"videoreward": agreement(mean)})
+    assert generator.run()["promoted"], "where the critic scores, nobody asks"
+    decision = generator.run(**IN_PLACE)
+    assert decision["promoted"] == promoted
+    assert decision["evidence"]["scorer_agreement"] == mean and decision["evidence"]["min_agreement"] == 0.75
+    if not promoted:
+        [reason] = decision["reasons"]
+        found = "undefined" if mean is None else "0.7499"
+        assert reason.startswith(f"scorer: VideoReward agrees with people on {found} of the test pairs, required is")
+
+
+def test_a_videoreward_that_was_not_measured_is_named(generator):
+    write_json(generator.folder / "baselines", {})
+    with pytest.raises(
+        UserError, match=r"baselines: holds no agreement of the VideoReward that prefer.scorer names; run"
+    ):
+        generator.run(**IN_PLACE)
+    assert generator.made() == []
 
 
 def test_scores_of_different_suites_are_refused(generator):

@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from dualipo.artifacts import digest, write_json
-from dualipo.config import Config
+from dualipo.config import Config, parse_config
 from dualipo.errors import UserError
 from dualipo.media.sheets import contact_sheet, side_by_side
 from dualipo.media.store import ClipStore, pack_shard
@@ -305,6 +306,46 @@ def test_critic_agreement_threshold_and_consistency(run):
     assert "required: 75 %" in critic
     assert "83.0 %" in critic, "position consistency of the base critic"
     assert "Round 3, candidate, rejected: 71.2" in page
+
+
+def observed(score: float, agrees: float) -> dict:
+    """What prefer writes of a VideoReward that looks on."""
+    around = {"score": score, "margin": 0.4, "agrees": agrees}
+    return {"videoreward": {key: {"mean": v, "low": v - 0.1, "high": v + 0.1} for key, v in around.items()}}
+
+
+def test_what_stands_beside_the_critic_is_shown_only_where_it_is(run, tmp_path):
+    runs, gathered, page = run
+    assert "VideoReward" not in page and gathered["baselines"] == {"videoreward": None, "external": {}}
+    shutil.copytree(runs, tmp_path / "runs")
+    write_model(tmp_path / "runs/base/reward", "reward")
+    baselines = {"videoreward": agreement(0.768), "external": {"visionreward": agreement(0.641)}}
+    write_json(tmp_path / "runs/base/baselines.json", baselines)
+    # In round 3 the critic's score of clips is raised while VideoReward's falls and sides with losers.
+    for name, seen in {"1": (0.1, 0.8), "2": (0.15, 0.55), "3": (-0.3, 0.35)}.items():
+        write_json(tmp_path / f"runs/{name}/preferences/summary.json", {"pairs": 20, **observed(*seen)})
+    table = tmp_path / "runs/3/preferences/desirability.jsonl"
+    row = json.loads(table.read_text().splitlines()[0])
+    table.write_text(json.dumps({**row, "score": 0.875}) + "\n")
+    config = parse_config({"train_reward": {"enabled": True}})
+    gathered = collect(config, tmp_path / "runs")
+    page = render(gathered)
+    critic = text_of(page, "critic")
+    assert "VideoReward 76.8 [71.8, 81.8] 79.8" in critic and "visionreward (its scores, added up) 64.1" in critic
+    assert "it only looks on" in critic and "2 rows stand for comparison" in critic
+    labels = text_of(page, "labels")
+    assert "Critic's mean score" in labels and "-0.30 [-0.40, -0.20] 35.0" in labels
+    warned = [text for text in gathered["warnings"] if "VideoReward" in text]
+    assert len(warned) == 2 and all(text.startswith("Round 3") for text in warned)
+    assert "only 35 percent of the pairs" in warned[0] and "(0.62 to 0.88)" in warned[1]
+    coin = {**baselines, "videoreward": {**agreement(0.6), "ties_excluded": {"mean": 0.55, "low": 0.5, "high": 0.6}}}
+    write_json(tmp_path / "runs/base/baselines.json", coin)
+    assert not [text for text in collect(config, tmp_path / "runs")["warnings"] if "VideoReward" in text]
+    lineage = text_of(page, "lineage")
+    assert "reward" in lineage and "candidates, critic, base/reward" in lineage
+    in_place = collect(parse_config({"train_reward": {"enabled": True}, "prefer": {"scorer": "videoreward"}}), runs)
+    page = render(in_place)
+    assert "preferences by VideoReward" in page and "VideoReward's mean score of candidates" in text_of(page, "labels")
 
 
 def test_label_shares_match_the_rows(run):

@@ -76,7 +76,17 @@ class Experiment:
         self.write("runs/base/agreement.json", {"agreement": {"mean": 0.8, "low": 0.7, "high": 0.9}, "pairs": 40})
         self.write("runs/base/scores.json", {"suite": "small_world", "total": {"mean": 50.0, "low": 48, "high": 52}})
         self.write("runs/base/benchmark_clips/manifest.jsonl", "{}\n")
-        return self.record("start", BASE, "")
+        run_id = self.record("start", BASE, "")
+        self.reward({"config.json": {"model_type": "none"}}, {})
+        return run_id
+
+    def reward(self, files: dict[str, object], baselines: dict) -> None:
+        """The base steps behind start: a VideoReward's folder of these files, and what was measured of it."""
+        for name, content in files.items():
+            self.write(f"runs/base/reward/{name}", content)
+        self.write("runs/base/baselines.json", baselines)
+        for step in ("train_reward", "check_reward"):
+            self.record(step, BASE, "")
 
     def round(self, name: str, prev: str, total: float = 60.0, promoted: bool = True, only: tuple = ()) -> None:
         """One round, or some of its steps; `promoted` is the generator's verdict, the critic is always accepted."""
@@ -199,7 +209,8 @@ def test_runs_form_a_tree_that_holds_parameters_metrics_curves_and_artifacts(own
 
     client = experiment.tracker.store.client
     runs = runs_of(experiment.tracker)
-    assert set(runs) == {"tiny", "base", "round 1", "start base", "check_labels 1", "align 1", "report base"}
+    of_base = {f"{step} base" for step in ("start", "train_reward", "check_reward")}
+    assert set(runs) == {"tiny", "base", "round 1", "check_labels 1", "align 1", "report base", *of_base}
     parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
     top = runs["tiny"].info.run_id
     assert (parents["tiny"], parents["round 1"], parents["base"], parents["report base"]) == (None, top, top, top)
@@ -301,7 +312,7 @@ def test_recording_again_changes_nothing(recorded):
         return runs, models, len(tracker.store.client.search_logged_models([tracker.store.experiment_id]))
 
     before = state()
-    assert len(before[0]) == 1 + 3 + 1 + 2 * 11
+    assert len(before[0]) == 1 + 3 + 3 + 2 * 11
     recorded.tracker = Tracker(recorded.root, recorded.config)  # as another process would
     for step in GRAPH.values():
         if step.scope == "round":
@@ -422,7 +433,7 @@ def test_lineage_reaches_the_human_labels(recorded):
     assert origins["human seed labels"] == "data/seed"
     assert origins["human test labels"] == "data/test"
     assert origins["real clips"] == "data/real"
-    later = {"evaluate", "promote_generator", "report"}
+    later = {"check_reward", "evaluate", "promote_generator", "report"}
     assert {node.run.step for node in found if node.run} == GRAPH.keys() - later
     text = format_lineage(tree)
     assert text.splitlines()[0] == (
@@ -438,7 +449,7 @@ def test_lineage_reaches_the_human_labels(recorded):
     ]
     text = format_lineage(lineage(root, recorded.tracker, "critic@champion"))
     assert "train_critic, round 2" in text and "train_critic, round 1" in text
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 70
 
 
 @pytest.fixture
@@ -581,3 +592,22 @@ def test_a_plain_client_downloads_the_champion_from_sqlite(recorded, tmp_path):
 def test_mlflow_is_not_imported_before_it_is_needed():
     code = "import sys, dualipo.tracking, dualipo.lineage; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- a VideoReward
+
+
+def test_a_videoreward_is_a_version_with_its_agreement_and_stands_in_the_lineage(own):
+    own.start()
+    model = own.tracker.model_name("reward")
+    assert own.tracker.versions(model) == [], "a folder that says that there is none is no version"
+    agreement = {"agreement": {"mean": 0.775, "low": 0.7, "high": 0.84}, "pairs": 40}
+    own.reward({"config.json": {"model_type": "videoreward"}, "head.safetensors": "h"}, {"videoreward": agreement})
+    [version] = own.tracker.versions(model)
+    assert version.tags["status"] == "base" and version.aliases == ("champion",)
+    assert version.tags["agreement.mean"] == "0.775" and json.loads(version.tags["scores"]) == agreement
+    assert own.tracker.resolve("reward@champion") == version
+    own.round("1", BASE, only=("prefer", "align"))
+    text = format_lineage(lineage(own.root, own.tracker, "generator/2"))
+    [line] = [line for line in text.splitlines() if "runs/base/reward" in line]
+    assert line.endswith(f"train_reward, round base  = {model}/1 @champion")

@@ -13,14 +13,14 @@ import pytest
 import torch
 from models import flat_clip, noise_clip, write_clips
 
-from dualipo.config import Config, Prefer
+from dualipo.config import Config, Prefer, TrainReward
 from dualipo.critic.base import load_critic
 from dualipo.critic.questions import Answered, Question
 from dualipo.critic.scoring import Reward, Voting, load_scorer
 from dualipo.critic.videoreward import training
 from dualipo.critic.videoreward.data import ClipFiles, Pair, chosen_pairs, implied_pairs, rated_clips, split_prompts
 from dualipo.critic.videoreward.model import VideoReward, load_videoreward
-from dualipo.critic.videoreward.settings import Settings, TrainReward
+from dualipo.critic.videoreward.settings import Settings, write_none
 from dualipo.critic.videoreward.training import train_reward
 from dualipo.curves import Series
 from dualipo.errors import UserError
@@ -466,7 +466,9 @@ def test_preferences_follow_the_scores(reward_folder, tmp_path):
     out = {"preferences": tmp_path / "preferences", "gate": tmp_path / "gate"}
     config = Config(prefer=Prefer(min_pairs=1, min_margin=0.0))
     job = Job("1", 3, tmp_path / "work")
-    summary = prefer(config, job, candidates=tmp_path / "candidates", critic=reward_folder, **out)
+    write_none(tmp_path / "none")
+    inputs = {"candidates": tmp_path / "candidates", "critic": reward_folder, "reward": tmp_path / "none"}
+    summary = prefer(config, job, **inputs, **out)
     model = load_videoreward(reward_folder)
     seen = model.see({clip.id: store[clip.id] for clip in store.clips})
     scores = {clip.id: model.scores([(clip.prompt, clip.id)], seen)[clip.prompt, clip.id] for clip in store.clips}

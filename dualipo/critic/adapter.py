@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dualipo.critic.data import read_human
 from dualipo.critic.questions import Answered
 from dualipo.critic.videoreward.data import Pair, chosen_pairs, implied_pairs, rated_clips
 from dualipo.critic.videoreward.losses import TIE
@@ -136,6 +137,21 @@ def _rating_table(answered: Sequence[Answered], dimension: str, scaled: Any) -> 
         if dimension in ("overall", item.dimension):
             values.setdefault((item.prompt, item.clip), []).append(item.value)
     return np.array([scaled(*key) for key in values]), np.array([float(np.mean(own)) for own in values.values()])
+
+
+def external_agreement(
+    seed_labels: Path, seed_scores: Path, test_labels: Path, test_scores: Path, method: Method, seed: int
+) -> dict[str, Any]:
+    """`adapter_agreement` of two folders of human labels and the CSV of scores of each.
+
+    Raises UserError as `read_external` and `fit_adapter` do, and where the files hold different scores.
+    """
+    learnt, tested = read_human(seed_labels), read_human(test_labels)
+    names, own = read_external(seed_scores, learnt)
+    test_names, held = read_external(test_scores, tested)
+    if names != test_names:
+        raise UserError(f"{test_scores}: holds {', '.join(test_names)} where {seed_scores} holds {', '.join(names)}")
+    return adapter_agreement(learnt, own, tested, held, method, seed)
 
 
 def adapter_agreement(

@@ -5,6 +5,7 @@ A clip goes through the vision tower once (`see`); its features are then shared 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,9 +239,11 @@ def load_critic(folder: str | Path) -> Critic:
     from dualipo.critic.llava import LlavaOnevision
     from dualipo.critic.qwen2vl import Qwen2VL, Qwen25VL
     from dualipo.critic.videoreward.settings import is_videoreward
+    from dualipo.critic.vila import TOWER, Vila, is_vila, load_vila
 
-    families: dict[str, type[Critic]] = {f.model_type: f for f in (Qwen2VL, Qwen25VL, LlavaOnevision)}
-    if not (Path(folder) / "config.json").is_file():
+    families: dict[str, type[Critic]] = {f.model_type: f for f in (Qwen2VL, Qwen25VL, LlavaOnevision, Vila)}
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no critic checkpoint here (config.json is missing); put a transformers folder there"
         )
@@ -250,15 +253,24 @@ def load_critic(folder: str | Path) -> Critic:
             "the other steps need a generative critic"
         )
     logging.disable_progress_bar()
+    # Left to its default, transformers asks on the terminal whether to run a checkpoint's own code.
+    local: Any = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type not in families:
-            raise UserError(f"{folder}: no critic family for {config.model_type}; known: {', '.join(families)}")
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, use_safetensors=True, local_files_only=True, dtype="auto"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vila = is_vila(content)
+        family = "vila" if vila else content.get("model_type")
+        if family not in families:
+            own = ", whose own code is never run" if "auto_map" in content else ""
+            raise UserError(f"{folder}: no critic family for {family}{own}; known: {', '.join(families)}")
+        if vila:
+            model, tokenizer = load_vila(folder)
+        else:
+            config = AutoConfig.from_pretrained(folder, **local)
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype="auto", **local
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]}); "
             "put a whole one there, with weights as safetensors"
@@ -268,8 +280,8 @@ def load_critic(folder: str | Path) -> Critic:
     if parse_verdict(written, "rating") != "good":
         raise UserError(f"{folder}: the tokenizer cannot write a verdict; put the checkpoint's tokenizer files there")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
-    critic = families[config.model_type](model, tokenizer)
-    _read_processor(critic, Path(folder))
+    critic = families[family](model, tokenizer)
+    _read_processor(critic, folder / TOWER if vila else folder)
     return critic
 
 

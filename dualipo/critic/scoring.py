@@ -101,6 +101,12 @@ class Reward(Scorer):
             rated[clip.id] = Rated(0.5 * math.erfc(-own["overall"] / math.sqrt(2)), desirable)
         return rated
 
+    def observe(self, clips: Sequence[Clip], frames: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Overall scores by clip id, in deviations of the held-out seed clips: for who only looks on."""
+        asked = [(clip.prompt, clip.id) for clip in clips]
+        scores = self.model.scores(asked, self.see(frames), self.batch_size)
+        return {name: scores[prompt, name]["overall"] for prompt, name in asked}
+
     def contradicts(self, pairs: Sequence[tuple[str, str, str]], seen: Any, seed: int) -> list[bool]:
         """Never: a score does not depend on what stands beside a clip."""
         return [False] * len(pairs)

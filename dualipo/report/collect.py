@@ -28,11 +28,20 @@ from dualipo.records import (
     PseudoRating,
     read_rows,
 )
-from dualipo.report.formats import Agreement, ClipScores, Scores, read_as, read_curves
+from dualipo.report.formats import (
+    Agreement,
+    Baselines,
+    ClipScores,
+    PreferenceSummary,
+    Scores,
+    read_as,
+    read_curves,
+)
 from dualipo.steps import BASE, steps_of
 
 GATES = ("label_gate", "critic_gate", "preference_gate")
 LINEAGE = {
+    "reward": (),
     "prompts.jsonl": ("prompt space",),
     "candidates": ("prompts.jsonl", "{prev}/generator"),
     "labels": ("candidates", "{prev}/critic"),
@@ -42,6 +51,8 @@ LINEAGE = {
     "benchmark_clips": ("generator_candidate", "benchmark"),
 }
 """Artifacts of a round that bear a hash, and what each was made from."""
+SCORERS = {"critic": "the critic", "videoreward": "VideoReward"}
+"""Who scores the preferences, in words."""
 BINS = 20
 MAX_PAIRS = 12
 SHOWN_SIZE = 192
@@ -55,20 +66,24 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
     """
     if not (runs / BASE / "scores.json").is_file():
         raise UserError(f"{runs / BASE}: scores.json is missing; a report needs at least the base model's measurements")
-    rounds = [_round(runs, BASE, None)]
+    observer = config.train_reward.enabled
+    rounds = [_round(runs, BASE, None, observer)]
     if rounds[0]["scores"]["total"] is None:
         raise UserError(f"{runs / BASE / 'scores.json'}: the total is null; measure the base model again")
     for name, entry in config.rounds.items():
-        rounds.append(_round(runs, name, entry.prev))
+        rounds.append(_round(runs, name, entry.prev, observer))
     _mark_carried(rounds)
     by_name = {entry["name"]: entry for entry in rounds}
     final, shown = _final(rounds, by_name)
+    baselines = read_as(runs / BASE / "baselines.json", Baselines) or Baselines().model_dump()
     return {
         "version": __version__,
         "experiment": config.experiment.name,
         "seed": config.experiment.seed,
         "loss": config.align.loss,
         "critic_algorithm": config.train_critic.algorithm,
+        "scorer": SCORERS[config.prefer.scorer],
+        "baselines": baselines,
         "config_md5": config.digest(),
         "suite": rounds[0]["scores"]["suite"],
         "min_agreement": config.check_critic.min_agreement,
@@ -78,11 +93,11 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
         "final_clips": shown,
         "gain": _gain(runs, shown, config.evaluate.bootstrap),
         "clips": _clips(runs, shown),
-        "warnings": _warnings(rounds),
+        "warnings": _warnings(rounds, SCORERS[config.prefer.scorer]) + _observed_warnings(rounds, baselines),
     }
 
 
-def _round(runs: Path, name: str, prev: str | None) -> dict[str, Any]:
+def _round(runs: Path, name: str, prev: str | None, observer: bool) -> dict[str, Any]:
     folder = runs / name
     done, missing = _progress(runs, name, prev)
     return {
@@ -104,7 +119,7 @@ def _round(runs: Path, name: str, prev: str | None) -> dict[str, Any]:
         "preferences": _preferences(folder / "preferences"),
         "align_curves": read_curves(folder / "align_curves.csv"),
         "critic_curves": read_curves(folder / "critic_curves.csv"),
-        "lineage": _lineage(runs, name, prev),
+        "lineage": _lineage(runs, name, prev, observer),
     }
 
 
@@ -188,6 +203,7 @@ def _preferences(folder: Path) -> dict[str, Any] | None:
         "clips": len(clips),
         "desirable": _share(row.desirable for row in clips),
         "reward": float(np.mean([row.score for row in clips])) if clips else None,
+        "videoreward": (read_as(folder / "summary.json", PreferenceSummary) or {}).get("videoreward"),
     }
 
 
@@ -197,13 +213,17 @@ def _index(runs: Path) -> dict[str, Digest]:
     return {path: Digest(entry["md5"], entry["size"], entry["files"]) for path, entry in entries.items()}
 
 
-def _lineage(runs: Path, round_name: str, prev: str | None) -> list[dict[str, Any]]:
+def _lineage(runs: Path, round_name: str, prev: str | None, observer: bool) -> list[dict[str, Any]]:
+    """`observer` says whether the experiment has a VideoReward; its folder stands there without one too."""
     rows, index = [], _index(runs)
     for name, sources in LINEAGE.items():
+        if name == "reward" and not observer:
+            continue
         path = runs / round_name / name
         found = index.get(f"runs/{round_name}/{name}") or (digest(path) if path.exists() else None)
         if found:
             made_from = [source.format(prev=prev) for source in sources if prev]
+            made_from += ["base/reward"] if name == "preferences" and observer else []
             rows.append({"artifact": name, "md5": found.md5, "size": found.size, "files": found.files})
             rows[-1] |= {"made_from": made_from or ["data folder"], "same_as": None}
     return rows
@@ -287,7 +307,7 @@ def _video(frames: np.ndarray) -> dict[str, Any]:
     return {"mp4": mp4, "width": width * scale, "height": height * scale, "frames": len(frames)}
 
 
-def _warnings(rounds: list[dict[str, Any]]) -> list[str]:
+def _warnings(rounds: list[dict[str, Any]], scorer: str) -> list[str]:
     """Known failures that the numbers show, one sentence each."""
     found = []
     for entry in rounds:
@@ -307,9 +327,35 @@ def _warnings(rounds: list[dict[str, Any]]) -> list[str]:
     for (_, total, reward), (name, new_total, new_reward) in pairwise(judged):
         if new_total != total and new_reward > reward and new_total["low"] <= total["mean"]:
             found.append(
-                f"Round {name}: the critic scores the newer generator higher ({reward:.2f} to {new_reward:.2f}) while "
+                f"Round {name}: {scorer} scores the newer generator higher ({reward:.2f} to {new_reward:.2f}) while "
                 "its gain on the benchmark lies within the interval; watch for reward hacking."
             )
+    return found
+
+
+def _observed_warnings(rounds: list[dict[str, Any]], baselines: dict[str, Any]) -> list[str]:
+    """Where a VideoReward, which learnt from people alone, parts from the critic by more than its interval. One that
+    does not tell people's winners better than a coin has no say."""
+    found, before = [], None
+    told = (baselines["videoreward"] or {}).get("ties_excluded")
+    if not told or told["low"] <= 0.5:
+        return []
+    observed = [e for e in rounds if e["preferences"] and (e["preferences"]["videoreward"] or {}).get("score")]
+    for entry in observed:
+        name, reward, seen = entry["name"], entry["preferences"]["reward"], entry["preferences"]["videoreward"]
+        if seen["agrees"] and seen["agrees"]["high"] < 0.5:
+            found.append(
+                f"Round {name}: VideoReward scores the critic's winners higher in only "
+                f"{100 * seen['agrees']['mean']:.0f} percent of the pairs; the generator may learn what people like "
+                "less."
+            )
+        if before and reward > before[0] and seen["score"]["high"] < before[1]["mean"]:
+            found.append(
+                f"Round {name}: the critic scores the candidates higher than before ({before[0]:.2f} to {reward:.2f}), "
+                f"VideoReward scores them lower ({before[1]['mean']:.2f} to {seen['score']['mean']:.2f}); watch for "
+                "reward hacking."
+            )
+        before = (reward, seen["score"])
     return found
 
 

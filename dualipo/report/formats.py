@@ -56,6 +56,27 @@ class Agreement(Format):
     confusion: dict[str, dict[str, int]] = {}
 
 
+class Baselines(Format):
+    """baselines.json: what stands beside the critic's agreement; empty in most experiments."""
+
+    videoreward: Agreement | None = None
+    external: dict[str, Agreement] = {}
+
+
+class Observation(Format):
+    """What a VideoReward that does not score makes of the preferences."""
+
+    score: Measured
+    margin: Measured = None
+    agrees: Measured = None
+
+
+class PreferenceSummary(Format):
+    """summary.json of preferences."""
+
+    videoreward: Observation | None = None
+
+
 class ClipScores(BaseModel):
     """A row of benchmark_clips/scores.jsonl; every field beside these four is a dimension's score, points of 100."""
 

@@ -130,8 +130,16 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
         "last_agreement": [e for e in report["rounds"] if e["agreement"] and e["agreement"]["agreement"]][-1:],
         "dimensions": _ordered([report["rounds"][0]["scores"]["dimensions"]]),
         "rated": _ordered(entry["agreement"]["rating_agreement"] for entry in report["rounds"] if entry["agreement"]),
+        "compared": _compared(report["baselines"]),
+        "observed": any((e["preferences"] or {}).get("videoreward") for e in rounds),
         "verdict_keys": _ordered(entry["labels"]["verdicts"] for entry in rounds if entry["labels"]),
     }
+
+
+def _compared(baselines: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Agreements that stand beside the critics', by the name to show."""
+    own = {"VideoReward": baselines["videoreward"]} if baselines["videoreward"] else {}
+    return own | {f"{name} (its scores, added up)": found for name, found in baselines["external"].items()}
 
 
 def _ordered(mappings: Any) -> list[str]:

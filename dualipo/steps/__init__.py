@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from dualipo.resume import Chunks
 
-Kind = Literal["data", "clips", "dataset", "critic", "generator", "gate", "scores", "curves", "page"]
+Kind = Literal["data", "clips", "dataset", "critic", "reward", "generator", "gate", "scores", "curves", "page"]
 """What lies at a port: decides how it is tracked."""
 BASE = "base"
 """The round before the first: the models as they came."""
@@ -109,6 +109,10 @@ def _prev(name: str, kind: Kind) -> Port:
     return Port(f"runs/{{prev}}/{name}", kind)
 
 
+def _base(name: str, kind: Kind) -> Port:
+    return Port(f"runs/{BASE}/{name}", kind)
+
+
 def _data(name: str, kind: Kind = "data") -> Port:
     return Port(f"{{data}}/{name}", kind)
 
@@ -136,6 +140,28 @@ _STEPS = [
         scope="base",
         gpu=True,
         shards="some",
+    ),
+    Step(
+        "train_reward",
+        "Train a VideoReward on the human seed labels, if one is asked for.",
+        ("experiment", "train_reward"),
+        {"seed_labels": _data("seed"), "critic_reference": _data("critic_reference", "critic")},
+        {"reward": _round("reward", "reward")},
+        scope="base",
+        gpu=True,
+    ),
+    Step(
+        "check_reward",
+        "Agreement of the VideoReward, and of external models' scores, with the human test set.",
+        ("experiment", "check_critic"),
+        {
+            "reward": _round("reward", "reward"),
+            "seed_labels": _data("seed"),
+            "test_labels": _data("test"),
+        },
+        {"baselines": _round("baselines.json", "scores")},
+        scope="base",
+        gpu=True,
     ),
     Step(
         "prompts",
@@ -223,9 +249,13 @@ _STEPS = [
     ),
     Step(
         "prefer",
-        "Score the candidates with the accepted critic and keep each prompt's best and worst.",
+        "Score the candidates with the accepted critic or a VideoReward and keep each prompt's best and worst.",
         ("experiment", "label", "prefer"),
-        {"candidates": _round("candidates", "clips"), "critic": _round("critic", "critic")},
+        {
+            "candidates": _round("candidates", "clips"),
+            "critic": _round("critic", "critic"),
+            "reward": _base("reward", "reward"),
+        },
         {"preferences": _round("preferences", "dataset"), "gate": _round("preference_gate", "gate")},
         gpu=True,
         shards="all",
@@ -260,7 +290,7 @@ _STEPS = [
     Step(
         "promote_generator",
         "Hand on the generator candidate if its gates hold and its benchmark does not degrade, else the incumbent.",
-        ("promote_generator",),
+        ("promote_generator", "prefer", "check_critic"),
         {
             "candidate": _round("generator_candidate", "generator"),
             "candidate_scores": _round("generator_candidate_scores.json", "scores"),
@@ -268,6 +298,7 @@ _STEPS = [
             "incumbent_scores": _prev("scores.json", "scores"),
             "label_gate": _round("label_gate", "gate"),
             "preference_gate": _round("preference_gate", "gate"),
+            "baselines": _base("baselines.json", "scores"),
         },
         {
             "generator": _round("generator", "generator"),
@@ -286,6 +317,7 @@ _STEPS = [
             "label",
             "check_labels",
             "train_critic",
+            "train_reward",
             "check_critic",
             "prefer",
             "align",

@@ -1,4 +1,4 @@
-"""Turns the accepted critic's judgement into preferences for the generator."""
+"""Turns the judgement of the accepted critic, or of a VideoReward, into preferences for the generator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from dualipo.artifacts import write_json
 from dualipo.config import Config
+from dualipo.errors import UserError
 from dualipo.records import Clip, Desirability, Preference, write_rows
 from dualipo.steps import Job, Summary, derive_seed
 
@@ -21,19 +22,27 @@ if TYPE_CHECKING:
 PROMPTS_A_CHUNK = 16
 
 
-def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferences: Path, gate: Path) -> Summary:
+def prefer(
+    config: Config, job: Job, *, candidates: Path, critic: Path, reward: Path, preferences: Path, gate: Path
+) -> Summary:
     """Writes pairs.jsonl (DPO: each prompt's top-1 and bottom-1, the middle dropped), desirability.jsonl (KTO: Good and
     Normal desirable, Bad not) and summary.json, and the gate's verdict on the pairs.
 
-    What lies in the critic's folder says how a clip is scored: by a generative critic's votes, or by a VideoReward
-    (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is Bad.
+    `prefer.scorer` says who scores; what lies in that folder says how: a generative critic by its votes, a VideoReward
+    by its scores (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is
+    Bad. Where the experiment has a VideoReward and the critic scores, the summary's `videoreward` says what it makes of
+    the clips, with 95 percent intervals over prompts: `score`, the mean of their overall scores, and of the pairs
+    `margin`, the winner's score less the loser's, and `agrees`, the share of winners that score higher (equal scores
+    count half).
+
+    Raises UserError where a VideoReward is to score and none was trained.
     """
     from dualipo.media.sheets import side_by_side
     from dualipo.media.store import ClipStore
     from dualipo.quality.gate import preference_gate
 
     section, store = config.prefer, ClipStore(candidates)
-    made = chunks(config, job, candidates=candidates, critic=critic).rows()
+    made = chunks(config, job, candidates=candidates, critic=critic, reward=reward).rows()
     scored = [Desirability.model_validate(item["row"]) for item in made if "row" in item]
     pairs = [
         Preference(
@@ -52,6 +61,10 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
         "desirable_share": float(np.mean([row.desirable for row in scored])) if scored else 0.0,
         "mean_margin": float(np.mean([pair.winner_score - pair.loser_score for pair in pairs])) if pairs else 0.0,
     }
+    numbers = {key: float(value) for key, value in summary.items()}
+    if observed := {item["row"]["clip"]: item["observed"] for item in made if "observed" in item}:
+        summary["videoreward"] = _observation(scored, pairs, observed, job.seed)
+        numbers |= {f"videoreward_{key}": found["mean"] for key, found in summary["videoreward"].items() if found}
     write_json(preferences / "summary.json", summary)
     verdict = preference_gate(gate, pairs, section)
     pictures = {}
@@ -60,24 +73,47 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
         sides = [[store[clip] for clip in ids] for ids in zip(*((p.winner, p.loser) for p in shown), strict=True)]
         sheet.write_bytes(side_by_side(*sides, [pair.prompt for pair in shown], ("winner", "loser")))
         pictures["pairs"] = sheet
-    return Summary(
-        metrics={**{k: float(v) for k, v in summary.items()}, "passed": float(verdict.passed)}, pictures=pictures
-    )
+    return Summary(metrics={**numbers, "passed": float(verdict.passed)}, pictures=pictures)
 
 
-def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunks:
-    """The scoring, some prompts' clips at a time: rows of scores, and of pairs."""
-    from dualipo.critic.scoring import load_scorer
+def _observation(
+    scored: list[Desirability], pairs: list[Preference], observed: dict[str, float], seed: int
+) -> dict[str, Any]:
+    """What a VideoReward's overall scores, by clip, say of the scored clips and of the pairs; null without pairs."""
+    from dualipo.evaluation.bootstrap import interval
+
+    gaps = [observed[pair.winner] - observed[pair.loser] for pair in pairs]
+    prompts = [pair.prompt_id for pair in pairs]
+    return {
+        "score": interval([observed[row.clip] for row in scored], [row.prompt_id for row in scored], seed),
+        "margin": interval(gaps, prompts, seed) if pairs else None,
+        "agrees": interval([(np.sign(gap) + 1) / 2 for gap in gaps], prompts, seed) if pairs else None,
+    }
+
+
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: Path) -> Chunks:
+    """The scoring, some prompts' clips at a time: rows of scores, with what a VideoReward beside the critic makes of
+    the clip, and of pairs."""
+    from dualipo.critic.scoring import Reward, load_scorer
+    from dualipo.critic.videoreward.model import load_videoreward
+    from dualipo.critic.videoreward.settings import is_videoreward
     from dualipo.media.store import ClipStore
     from dualipo.resume import Chunks
 
     section, store = config.prefer, ClipStore(candidates)
-    load = functools.cache(lambda: load_scorer(critic, config.label))
+    has_reward = is_videoreward(reward)
+    if section.scorer == "videoreward" and not has_reward:
+        raise UserError(
+            f"{reward}: no VideoReward here to score with; run `dualipo train_reward` with these parameters"
+        )
+    load = functools.cache(lambda: load_scorer(critic if section.scorer == "critic" else reward, config.label))
+    observer = functools.cache(lambda: Reward(load_videoreward(reward), config.label.batch_size))
 
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
         scorer = load()
         clips = [clip for group in groups for clip in group]
-        seen = scorer.see({clip.id: store[clip.id] for clip in clips})
+        frames = {clip.id: store[clip.id] for clip in clips}
+        seen = scorer.see(frames)
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
             {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
@@ -90,7 +126,11 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunk
             shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
             against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
-        return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
+        told: list[dict[str, Any]] = [{"row": row} for row in rows]
+        if has_reward and section.scorer == "critic":
+            observed = observer().observe(clips, frames)
+            told = [{"row": row, "observed": observed[row["clip"]]} for row in rows]
+        return [*told, *({"pair": pair} for pair in ends)]
 
     return Chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dualipo.artifacts import read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.quality.evidence import Decision, Scores, load, read_verdict
+from dualipo.quality.evidence import Agreement, Decision, Scores, load, parse, read_verdict
 from dualipo.quality.promotion import gate_evidence, gate_faults, hand_on, spoken
 from dualipo.steps import Job, Summary
 
@@ -21,6 +22,7 @@ def promote_generator(
     incumbent_scores: Path,
     label_gate: Path,
     preference_gate: Path,
+    baselines: Path,
     generator: Path,
     scores: Path,
     decision: Path,
@@ -28,10 +30,12 @@ def promote_generator(
     """Writes the generator of this round, its benchmark scores, and the decision.
 
     The candidate is promoted only if the label gate and the preference gate passed and its total score is at least the
-    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted.
+    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted. Where a
+    VideoReward scored the preferences, it has to agree with people as an accepted critic does
+    (`check_critic.min_agreement`).
 
-    Raises UserError where a gate, scores or a model folder is missing or malformed, or the two scores are of different
-    suites.
+    Raises UserError where a gate, scores or a model folder is missing or malformed, the two scores are of different
+    suites, or the VideoReward that scored was not measured.
     """
     gates = {"label gate": read_verdict(label_gate), "preference gate": read_verdict(preference_gate)}
     new, old = load(Scores, candidate_scores), load(Scores, incumbent_scores)
@@ -42,6 +46,16 @@ def promote_generator(
         )
     drop = config.promote_generator.max_drop
     faults = gate_faults(gates) + _benchmark_faults(new.mean, old.mean, drop)
+    evidence = {}
+    if config.prefer.scorer == "videoreward":
+        required = config.check_critic.min_agreement
+        scorer = _scorer_agreement(baselines)
+        evidence = {"scorer_agreement": scorer, "min_agreement": required}
+        if scorer is None or scorer < required:
+            faults.append(
+                f"scorer: VideoReward agrees with people on {spoken(scorer)} of the test pairs, required is at least "
+                f"{required:g}: preferences of a scorer that people disagree with mislead the generator."
+            )
     passed = (
         f"both gates passed; the benchmark's total is {spoken(new.mean)} points, "
         f"the incumbent's {spoken(old.mean)}, and {drop:g} may be lost."
@@ -56,6 +70,7 @@ def promote_generator(
             },
             "max_drop": drop,
             "gates_passed": gate_evidence(gates),
+            **evidence,
         },
     )
     return hand_on(
@@ -65,6 +80,16 @@ def promote_generator(
         out=(generator, scores),
         file=decision,
     )
+
+
+def _scorer_agreement(baselines: Path) -> float | None:
+    measured = read_json(baselines).get("videoreward")
+    if measured is None:
+        raise UserError(
+            f"{baselines}: holds no agreement of the VideoReward that prefer.scorer names; run `dualipo train_reward` "
+            "and `dualipo check_reward` with these parameters"
+        )
+    return parse(Agreement, measured, baselines).agreement.mean
 
 
 def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list[str]:

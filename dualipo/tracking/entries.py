@@ -9,7 +9,7 @@ from pathlib import Path
 from dualipo.artifacts import Digest
 from dualipo.steps import Kind
 
-MODELS = ("critic", "generator")
+MODELS = ("critic", "generator", "reward")
 """Kinds of artifacts that are registered as model versions."""
 
 
@@ -34,6 +34,11 @@ class Artifact:
     """Where the bytes are right now: an output may still lie at a temporary place."""
     digest: Digest
     kind: Kind
+
+    @property
+    def is_version(self) -> bool:
+        """Whether it becomes a version of a registered model; a VideoReward's folder without weights does not."""
+        return self.kind in MODELS and (self.kind != "reward" or any(self.location.rglob("*.safetensors")))
 
     @property
     def dataset(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dualipo.errors import UserError
-from dualipo.tracking.entries import Artifact, Version
+from dualipo.tracking.entries import MODELS, Artifact, Version
 from dualipo.tracking.store import PREFIX, Store, flatten, pages
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -36,19 +36,20 @@ class Registry:
     def resolve(self, reference: str) -> Version:
         """The version meant by `name@alias`, `name/3`, `name:3` or `name` (its champion).
 
-        `critic` and `generator` stand for the experiment's own models. Raises UserError that lists what there is.
+        `critic`, `generator` and `reward` stand for the experiment's own models. Raises UserError that lists what
+        there is.
         """
         match = _REFERENCE.fullmatch(reference)
         if match is None:
             raise UserError(f"{reference!r} is no model version; write name@champion or name/3")
         name = match["name"]
-        if name in ("critic", "generator"):
+        if name in MODELS:
             name = f"{self.store.experiment}-{name}"
         versions = self.versions(name)
         if not versions:
             raise UserError(
                 f"{name}: no such model in MLflow at {self.store.uri}; run the experiment first, or name one of "
-                f"{self.store.experiment}-critic and {self.store.experiment}-generator"
+                f"{', '.join(f'{self.store.experiment}-{kind}' for kind in MODELS)}"
             )
         alias = match["alias"] or CHAMPION
         for version in versions:
@@ -134,18 +135,24 @@ class Registry:
                 self.store.client.delete_model_version_tag(version.name, str(version.number), PREFIX + key)
 
     def attach_scores(
-        self, version: Version, scores: Mapping[str, Any], run_id: str, timestamp: int, dataset: Artifact
+        self,
+        version: Version,
+        scores: Mapping[str, Any],
+        run_id: str,
+        timestamp: int,
+        dataset: Artifact,
+        prefix: str = "",
     ) -> set[str]:
         """Ties every number of a scores file to the version's model and to the data set it was measured on.
 
-        Returns the keys of the metrics logged.
+        Returns the keys of the metrics logged, which begin with `prefix`.
         """
         numbers = flatten(scores)
-        series = {key: [(0, value)] for key, value in numbers.items()}
+        series = {prefix + key: [(0, value)] for key, value in numbers.items()}
         self.store.log_metrics(run_id, series, timestamp, version.model_id, dataset)
         means = {key: f"{value:.6g}" for key, value in numbers.items() if key in ("total.mean", "agreement.mean")}
         self.set_tags(version, {**means, "scores": json.dumps(scores, sort_keys=True)})
-        return set(numbers)
+        return set(series)
 
     def crown(self, version: Version) -> None:
         """Makes `version` the champion, and a champion of other number the previous one."""

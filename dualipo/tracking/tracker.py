@@ -22,6 +22,7 @@ _KEPT = ("gate", "scores", "page")
 _SCORED = {"agreement": ("critic", "test_labels"), "scores": ("generator", "benchmark")}
 """Output port of a score -> the kind of model it speaks of, and the input port of the data it was measured on."""
 _DECISION = "decision"
+_BASELINES = "baselines"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Tracker:
         """Registers the models the step made and scores the one it measured; returns the keys of the scores logged."""
         base = record.step.scope == "base"
         for artifact in record.outputs.values():
-            if artifact.kind in MODELS:
+            if artifact.is_version:
                 made = self._new_version(record, artifact, "base" if base else "candidate")
                 if base:
                     self.registry.crown(made)
@@ -204,6 +205,12 @@ class Tracker:
             scores: dict[str, Any] = read_json(record.outputs[port].location)
             dataset = record.inputs[data]
             logged |= self.registry.attach_scores(version, scores, record.run_id, record.started, dataset)
+        if _BASELINES in record.outputs:
+            observed = read_json(record.outputs[_BASELINES].location).get("videoreward")
+            if observed:
+                version, dataset = self._version(record, record.inputs["reward"]), record.inputs["test_labels"]
+                more = (record.run_id, record.started, dataset, "videoreward.")
+                logged |= self.registry.attach_scores(version, observed, *more)
         return logged
 
     def _promote(self, record: _Record) -> set[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dualipo.critic.frames import sample_frames
+from dualipo.critic.frames import MAX_FRAMES
 from dualipo.critic.questions import Answered
-from dualipo.media.video import decode_clip
+from dualipo.media.video import sample_clip
 from dualipo.records import CHOICES
 from dualipo.steps import derive_seed
 
@@ -94,7 +94,7 @@ class ClipFiles(Mapping[str, np.ndarray]):
 
     def __init__(self, folder: Path, files: Sequence[str]):
         self._files = list(dict.fromkeys(files))
-        self._read = lru_cache(CACHED_CLIPS)(lambda file: sample_frames(decode_clip(folder / file)[None])[0])
+        self._read = lru_cache(CACHED_CLIPS)(lambda file: sample_clip(folder / file, MAX_FRAMES))
 
     def __getitem__(self, file: str) -> np.ndarray:
         return self._read(file)

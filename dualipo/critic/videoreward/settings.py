@@ -1,4 +1,4 @@
-"""What a VideoReward checkpoint says of itself, and how one is trained."""
+"""What a VideoReward checkpoint says of itself."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dualipo.artifacts import read_json
-from dualipo.config import NonNegative, Positive, PositiveInt, Section, Training
+from dualipo.artifacts import atomic, read_json, write_json
+from dualipo.config import RewardLoss
 from dualipo.errors import UserError
 from dualipo.evaluation.calibration import Calibration
 from dualipo.records import DIMENSIONS
 
 MODEL_TYPE = "videoreward"
 """`model_type` in config.json: by it the loop tells a VideoReward from a generative critic."""
-
-Loss = Literal["btt", "bt", "regression"]
 
 
 class Settings(BaseModel):
@@ -29,7 +27,7 @@ class Settings(BaseModel):
     """One query token and one score each, in this order."""
     before_prompt: tuple[str, ...] = ("motion", "faithfulness")
     """Dimensions whose token stands before the prompt and so sees the clip alone (VideoAlign 3.2)."""
-    loss: Loss = "btt"
+    loss: RewardLoss = "btt"
     tie_tendency: float = Field(5.0, gt=1)
     mean: tuple[float, ...] | None = None
     """Mean of each dimension's raw scores on the held-out seed clips; null before calibration."""
@@ -50,36 +48,11 @@ class Settings(BaseModel):
         return self
 
 
-class TrainReward(Section):
-    """How a VideoReward is trained. VideoAlign: k 5, rank 64, alpha 128, learning rate 2e-6, batch 32, two epochs."""
-
-    loss: Loss = "btt"
-    """`btt` Bradley-Terry with ties, `bt` without (ties dropped), `regression` on ratings alone."""
-    tie_tendency: float = Field(5.0, gt=1)
-    """k of Bradley-Terry with ties."""
-    implied_pairs: bool = True
-    """Two clips of one prompt with different ratings on a dimension are a pair of that dimension as well."""
-    steps: PositiveInt = 200
-    batch_size: PositiveInt = 32
-    """Pairs a step, or rated clips with `regression`."""
-    learning_rate: Positive = 1e-4
-    warmup_steps: int = Field(10, ge=0)
-    train_vision: bool = True
-    """Off: the vision tower is frozen and every clip seen once."""
-    lora_rank: int = Field(0, ge=0)
-    """Rank of LoRA on the language model's linear layers; 0 trains all of it."""
-    lora_alpha: Positive = 128.0
-    max_grad_norm: NonNegative = 1.0
-    validation_share: float = Field(0.2, gt=0, lt=1)
-    """Share of the seed prompts held out of training, for normalisation and thresholds."""
-    checkpoint_every: PositiveInt = 40
-    training: Training = Training()
-
-    @model_validator(mode="after")
-    def _one_process(self) -> TrainReward:
-        if self.training.processes > 1 or self.training.zero:
-            raise ValueError("training: a VideoReward is trained in one process; leave processes at 1 and zero at 0")
-        return self
+def write_none(folder: Path) -> None:
+    """A folder in a VideoReward's place where none was trained: not empty, since object stores keep no empty folder."""
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", {"model_type": "none"})
 
 
 def is_videoreward(folder: str | Path) -> bool:

@@ -12,13 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from dualipo.critic.base import Features
+from dualipo.artifacts import atomic
+from dualipo.config import TrainReward
+from dualipo.critic.base import Features, load_critic
+from dualipo.critic.data import read_human
 from dualipo.critic.questions import Answered
-from dualipo.critic.videoreward.data import Pair, Rated, chosen_pairs, implied_pairs, rated_clips, split_prompts
+from dualipo.critic.videoreward.data import (
+    ClipFiles,
+    Pair,
+    Rated,
+    chosen_pairs,
+    implied_pairs,
+    rated_clips,
+    split_prompts,
+)
 from dualipo.critic.videoreward.losses import TIE, bt_loss, btt_loss, regression_loss
 from dualipo.critic.videoreward.model import VideoReward
 from dualipo.critic.videoreward.scale import Scale
-from dualipo.critic.videoreward.settings import TrainReward
+from dualipo.critic.videoreward.settings import Settings
+from dualipo.curves import write_curves
 from dualipo.errors import UserError
 from dualipo.evaluation.calibration import calibrate
 from dualipo.steps import derive_seed
@@ -27,6 +39,23 @@ from dualipo.training.ranks import Part, merge, micro_batches, parts
 from dualipo.training.task import Recipe, Task, Trained
 
 Clips = Mapping[str, np.ndarray]
+
+
+def reward_from_labels(
+    backbone: Path, labels: Path, section: TrainReward, work: Path, seed: int
+) -> tuple[VideoReward, Trained]:
+    """A VideoReward over the critic in `backbone`, trained and calibrated on a folder of human labels."""
+    answered = read_human(labels)
+    model = VideoReward(load_critic(backbone), Settings(), seed)
+    files = ClipFiles(labels, [clip for item in answered for clip in item.question.clips])
+    return model, train_reward(model, answered, files, section, work, seed)
+
+
+def write_reward(folder: Path, model: VideoReward, result: Trained) -> None:
+    """The trained model and curves.csv, whole or not at all."""
+    with atomic(folder) as temporary:
+        model.save(temporary)
+        write_curves(temporary / "curves.csv", result.series)
 
 
 def train_reward(
