@@ -280,6 +280,20 @@ def test_check_exits_with_1_and_names_the_fault(repository, tmp_path):
     assert "StatefulSet seaweedfs, container seaweedfs: may write to its image" in broken.output
 
 
+def test_check_names_an_experiment_without_rights_to_its_models(repository, monkeypatch, tmp_path):
+    overlay = str(repository / "k8s/overlays/local")
+    new = CliRunner().invoke(cli, ["cluster", "check", overlay, "--experiment", "my-own"])
+    assert new.exit_code == 1
+    told = (
+        "Runs of experiment my-own may not move the champion of my-own-critic and my-own-generator; add its two models"
+    )
+    assert told in new.output and "k8s/base/access/runner.yaml" in new.output and " 1 faults\n" in new.output
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["cluster", "check", overlay]).exit_code == 0
+    (tmp_path / "params.yaml").write_text("experiment: {name: yours}")
+    assert "experiment yours may not" in CliRunner().invoke(cli, ["cluster", "check", overlay]).output
+
+
 def test_what_cannot_be_rendered_is_told(tmp_path):
     with pytest.raises(UserError, match="no kustomization"):
         render(tmp_path)

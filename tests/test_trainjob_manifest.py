@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kube_api import KubeApi
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 from pydantic import ValidationError
+from serving import kubeconfig
 from test_trainjob import PATIENCE, SETTINGS, TRAINING, succeed
 
 from dualipo.cluster.logs import Deduplicator
@@ -187,16 +188,7 @@ def test_lines_may_be_a_little_out_of_order_and_bear_any_zone():
 def cluster(tmp_path, monkeypatch):
     """An API server that this process finds by its kubeconfig, and a folder in the place of the scratch claim."""
     api = KubeApi()
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "x",
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
-        "users": [{"name": "u", "user": {}}],
-    }
-    (tmp_path / "kubeconfig").write_text(json.dumps(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", api.url)))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("dualipo.cluster.trainjob.Patience", lambda: PATIENCE)

@@ -76,7 +76,10 @@ class Store:
         try:
             yield
         except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri}: {' '.join(str(error).split())}") from error
+            said = f"MLflow at {self.uri}: {' '.join(str(error).split())}"
+            if error.error_code == "PERMISSION_DENIED":
+                said += f"; on a cluster the experiment {self.experiment!r} needs rights to its models: docs/cluster.md"
+            raise UserError(said) from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
