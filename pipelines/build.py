@@ -44,6 +44,10 @@ class Build:
     def whole(self) -> str:
         return self.config.model_dump_json(exclude={"resources"})
 
+    def told(self) -> dict[str, str]:
+        """Environment variables of every task that must not make it another task to KFP's cache."""
+        return {"DUALIPO_CONFIG": self.whole()} | ({"DUALIPO_COMMIT": self.commit} if self.commit else {})
+
 
 def make_build(config: Config, folder: Path, data: str | None, data_folder: Path) -> Build:
     """`data` is a URI; without one the data are what the folder's data.dvc points at, else `data_folder`."""

@@ -20,9 +20,11 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     request = build.config.resources.of(step.name if step else None)
     task.set_container_image(build.image)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
-    task.set_env_variable("DUALIPO_CONFIG", build.whole())
-    if build.commit:
-        task.set_env_variable("DUALIPO_COMMIT", build.commit)
+    for name, value in build.told().items():
+        # KFP's cache key holds plain environment variables (since 2.18), and no annotations.
+        key = f"dualipo.io/{name.partition('_')[2].lower()}"
+        kubernetes.add_pod_annotation(task, key, value)
+        kubernetes.use_field_path_as_env(task, name, f"metadata.annotations['{key}']")
     for name, value in (request.env or {}).items():
         task.set_env_variable(name, value)
     for secret, keys in (request.secrets or {}).items():

@@ -29,6 +29,8 @@ SECRETS = {
     "dualipo-mlflow-db": {"username": "mlflow", "password": "a-password"},
 }
 HERE = "127.0.0.1"
+PATIENCE = 300
+"""Seconds for a server to start: what the manifests' startup probes give it."""
 SCRIPTS = {"migrate.py": "base/mlflow", "upload.py": "base/postgres", "buckets.py": "overlays/local"}
 """Where k8s/ has what the pods find under /scripts."""
 
@@ -107,7 +109,7 @@ def _running(
 
 def patiently(call: Callable[[], Any], alive: Callable[[], bool] = lambda: True, log: Path | None = None) -> Any:
     """What `call` returns once it no longer fails."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             return call()
@@ -118,6 +120,8 @@ def patiently(call: Callable[[], Any], alive: Callable[[], bool] = lambda: True,
 
 
 def _answers(port: int, described: Object) -> Callable[[], object]:
+    startup = described["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == PATIENCE
     path = described["readinessProbe"]["httpGet"]["path"]
     return lambda: urllib.request.urlopen(f"http://{HERE}:{port}{path}", timeout=5).close()
 

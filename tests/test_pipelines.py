@@ -173,6 +173,30 @@ def test_every_task_of_a_step_is_cached_and_takes_the_library_and_none_that_keep
     assert all("library" in leaves[name]["inputs"]["parameters"] for name in cached)
 
 
+def test_a_parameter_of_another_step_is_in_nothing_that_the_cache_looks_at(one_round, tmp_path):
+    """KFP's key: image, command, inputs, outputs, volumes' names and, since 2.18, the container's own variables."""
+
+    def of_generate(beta: float, commit: str) -> tuple[dict, dict]:
+        config = one_round.model_copy(update={"align": one_round.align.model_copy(update={"beta": beta})})
+        config = config.model_copy(update={"resources": Resources(image=PINNED)})
+        pipeline, platform = compiled(config, tmp_path, commit=commit * 40)
+        executor = pipeline["deploymentSpec"]["executors"]["exec-generate"]
+        pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-generate"]
+        round_ = pipeline["components"]["comp-dual-ipo-round"]["dag"]["tasks"]["generate"]
+        return {"executor": executor, "inputs": round_["inputs"]}, pod
+
+    (key, pod), (same, other) = of_generate(500.0, "a"), of_generate(600.0, "b")
+    assert key == same
+    told = pod["podMetadata"]["annotations"]
+    assert json.loads(told["dualipo.io/config"])["align"]["beta"] == 500.0 and told["dualipo.io/commit"] == "a" * 40
+    assert other["podMetadata"]["annotations"].keys() == told.keys()
+    assert {item["name"]: item["fieldPath"] for item in pod["fieldPathAsEnv"]} == {
+        "DUALIPO_CONFIG": "metadata.annotations['dualipo.io/config']",
+        "DUALIPO_COMMIT": "metadata.annotations['dualipo.io/commit']",
+    }
+    assert "{{" not in told["dualipo.io/config"]  # Argo's own brackets
+
+
 def test_the_image_is_the_same_everywhere_and_pinned_as_asked(tmp_path):
     pipeline, _ = compiled(with_shards(2, image=PINNED), tmp_path)
     assert {e["container"]["image"] for e in pipeline["deploymentSpec"]["executors"].values()} == {PINNED}
