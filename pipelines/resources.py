@@ -5,9 +5,8 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from dualipo.steps import Step
-from pipelines.build import Build
+from pipelines.build import MODELS, SCRATCH, Build
 
-SCRATCH, MODELS = "/scratch", "/models"
 USER = 1000
 """Of the image (k8s/images/Dockerfile); namespaces with restricted pods want it said."""
 BACKOFF = "30s"
@@ -34,7 +33,8 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     if request.timeout:
         kubernetes.set_timeout(task, request.timeout)
     if request.cpu:
-        task.set_cpu_request(request.cpu)
+        # without a limit of its own a pod gets its namespace's default one, which may be less than the request.
+        task.set_cpu_request(request.cpu).set_cpu_limit(request.cpu)
     if request.memory:
         task.set_memory_request(request.memory).set_memory_limit(request.memory)
     if request.shm:

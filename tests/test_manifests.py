@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -398,6 +399,21 @@ def test_dockerfiles_end_as_a_user_and_start_from_a_version(repository):
         bases = {line.split()[1] for line in lines if line.startswith("FROM ")}
         assert bases == {"${PYTHON}"}, file
         assert re.search(r"^ARG PYTHON=\S+:\d+\.\d+\.\d+-\S+$", file.read_text(), re.MULTILINE), file
+
+
+def test_the_main_image_holds_what_the_presets_and_the_command_line_need(repository):
+    dockerfile = (repository / "k8s/images/Dockerfile").read_text()
+    build, _, _ = dockerfile.partition("\nFROM ${PYTHON}\n")
+    (extras,) = re.findall(r"'\.\[([\w,]+)\]'", build)
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    assert set(extras.split(",")) == {"cluster", "train"} <= set(project["project"]["optional-dependencies"])
+    for package in project["tool"]["setuptools"]["packages"]["find"]["include"]:
+        name = package.rstrip("*")
+        assert f"COPY {name} {name}\n" in build and f"!{name}\n" in (repository / ".dockerignore").read_text()
+    presets = [load_config(repository / "params.yaml", preset) for preset in (repository / "params").glob("*.yaml")]
+    trainings = [training for c in presets for training in (c.align.training, c.train_critic.training)]
+    assert any(training.zero for training in trainings)  # DeepSpeed's, of the extra train
+    assert not any(training.offload for training in trainings)  # for which it would need a compiler
 
 
 def test_the_servers_image_holds_the_clients_mlflow(repository):

@@ -89,11 +89,13 @@ def submit(cluster: Cluster, repository, *more: str) -> SimpleNamespace:
 def test_submit_sends_the_pipeline_with_its_name_tags_and_root_and_waits(cluster, repository, monkeypatch):
     monkeypatch.setenv("DUALIPO_KFP_TOKEN", "sesame")
     more = ["--tag", "why=test", "--pipeline-root", "s3://bucket/root", "--name", "first", "--wait"]
+    more += ["--service-account", "dualipo-runner"]
     ended = submit(cluster, repository, *more, "-S", "resources.default.shm=1Gi")
     assert ended.status == 0 and ended.text.startswith(RUN) and "SUCCEEDED" in ended.text
     [sent] = [body for method, path, body in cluster.requests if (method, path) == ("POST", "/apis/v2beta1/runs")]
     assert sent.keys() <= set(kfp_server_api.V2beta1Run.attribute_map.values())
     assert sent["display_name"] == "first" and sent["experiment_id"] == "e-1"
+    assert sent["service_account"] == "dualipo-runner"
     assert {"why=test", "seed=0"} <= set(sent["description"].splitlines()) and "commit=" in sent["description"]
     assert sent["runtime_config"]["pipeline_root"] == "s3://bucket/root"
     specification = sent["pipeline_spec"]

@@ -237,6 +237,11 @@ def test_the_papers_preset_asks_for_its_resources(repository, tmp_path):
     assert align["secretAsEnv"][0]["secretName"] == "dualipo-s3" and align["activeDeadlineSeconds"] == "1209600"
     assert "nodeSelector" not in pods["exec-prompts"] and "tolerations" not in pods["exec-generate"]
     assert executors["exec-align"]["container"]["resources"]["resourceMemoryLimit"] == "512Gi"
+    for executor in executors.values():
+        # of a pod without limits k8s/base/limits makes one with half a CPU, and refuses what asks for more.
+        asked = executor["container"]["resources"]
+        assert asked["resourceCpuLimit"] == asked["resourceCpuRequest"]
+        assert asked["resourceMemoryLimit"] == asked["resourceMemoryRequest"]
     environment = {item["name"]: item["value"] for item in executors["exec-align"]["container"]["env"]}
     assert environment["MLFLOW_TRACKING_URI"] and environment["DUALIPO_SCRATCH"] == "/scratch"
     retries = {task["retryPolicy"]["maxRetryCount"] for found in pipeline["components"].values()
@@ -316,7 +321,12 @@ def test_data_that_are_not_what_data_dvc_says_are_refused(tmp_path):
 def test_a_build_names_a_folder_where_no_remote_is_known_and_pods_must_reach_it(tmp_path, repository):
     build = make_build(Config(), tmp_path, None, Path("data"))
     assert (build.data, build.data_md5) == (str(tmp_path / "data"), "")
+    mounted = parse_config({"resources": {"default": {"model_cache": "dualipo-models"}}})
     for here in (build.data, "dvc+/srv/remote", "file:///srv/data"):
-        with pytest.raises(UserError, match="pods cannot read"):
-            must_reach(here)
-    must_reach("dvc+s3://bucket/remote")
+        for config in (Config(), mounted):
+            with pytest.raises(UserError, match="pods cannot read"):
+                must_reach(here, config)
+    must_reach("dvc+s3://bucket/remote", Config())
+    must_reach("file:///models/data", mounted)
+    with pytest.raises(UserError, match="pods cannot read"):
+        must_reach("file:///models/data", Config())
