@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,13 @@ class Request:
     def token(self) -> str:
         """Whom the request is from."""
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # who hung up wants no answer.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Cut(Exception):
@@ -50,19 +58,16 @@ def serving(answer: Callable[[Request], tuple[int, Answer]]) -> Iterator[str]:
             path, _, query = self.path.partition("?")
             status, content = answer(Request(self.command, path, query, self.headers, body))
             self.send_response(status)
-            with suppress(BrokenPipeError, ConnectionResetError):
-                if isinstance(content, Iterator):
-                    self._stream(content)
-                    return
-                text = isinstance(content, str)
-                sent = content.encode() if text else json.dumps(content).encode()
-                self.send_header("Content-Type", "text/plain" if text else "application/json")
-                self.send_header("Content-Length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-                self.wfile.flush()
+            if isinstance(content, Iterator):
+                self._stream(content)
                 return
-            self.close_connection = True
+            text = isinstance(content, str)
+            sent = content.encode() if text else json.dumps(content).encode()
+            self.send_header("Content-Type", "text/plain" if text else "application/json")
+            self.send_header("Content-Length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+            self.wfile.flush()
 
         def _stream(self, chunks: Iterator[bytes]) -> None:
             self.send_header("Transfer-Encoding", "chunked")
@@ -84,7 +89,7 @@ def serving(answer: Callable[[Request], tuple[int, Answer]]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -27,6 +27,7 @@ from dualipo.cli import cli
 from dualipo.cluster.render import render
 from dualipo.config import load_config
 from dualipo.engine import plan
+from dualipo.errors import UserError
 from dualipo.pipeline.data import MEMBERS, fetch
 from dualipo.tracking import Tracker
 
@@ -188,9 +189,10 @@ def test_each_verifies_back_to_the_human_labels(experiments, account, name):
 def test_a_clone_gets_the_bytes_through_dvcs_remote(services, experiments, repository, tmp_path):
     keys = {name: value for name, value in services.pod.items() if name.startswith("AWS_")}
     projects = [begin(Project(experiments[name].folder, keys), repository) for name in SEEDS]
+    projects[0].dvc("remote", "add", "--quiet", "--default", "mine", REMOTE)
+    shutil.copy(projects[0].folder / ".dvc/config", projects[1].folder / ".dvc/config")
     for project in projects:
         project.dvc("commit", "--force", "--quiet")
-        project.dvc("remote", "add", "--quiet", "--default", "mine", REMOTE)
         project.commit("run")
     command = [sys.executable, "-m", "dvc", "push", "--quiet"]
     pushes = [subprocess.Popen(command, cwd=project.folder, env=os.environ | keys) for project in projects]
@@ -243,9 +245,17 @@ def test_a_promoter_releases_and_a_run_does_not(experiments, account, tmp_path):
     champion, released = tracker.resolve("smoke-generator@champion"), tracker.resolve("release-generator@stable")
     assert digest(tracker.download(released, tmp_path / "released")).md5 == champion.md5
     client = account("dualipo-runner")
-    for name in ("release-generator", "another-generator"):
-        with pytest.raises(MlflowException, match="Permission denied"):
-            client.set_registered_model_alias(name, "champion", "1")
+    with pytest.raises(MlflowException, match="Permission denied"):
+        client.set_registered_model_alias("release-generator", "champion", "1")
+
+
+def test_an_experiment_without_rights_to_its_models_is_told(experiments, account):
+    run, client = experiments["smoke"], account("dualipo-runner")
+    named = run.config.model_copy(update={"experiment": run.config.experiment.model_copy(update={"name": "another"})})
+    client.create_registered_model("another-generator")
+    told = r"Permission denied.*; on a cluster the experiment 'another' needs rights to its models: docs/cluster.md$"
+    with pytest.raises(UserError, match=told), Tracker(run.folder, named).store.errors():
+        client.set_registered_model_alias("another-generator", "champion", "1")
 
 
 # ---- the nightly backup
