@@ -77,7 +77,8 @@ class Store:
             yield
         except MlflowException as error:
             said = f"MLflow at {self.uri}: {' '.join(str(error).split())}"
-            if error.error_code == "PERMISSION_DENIED":
+            # whoever guards a server answers in words of its own, which the client takes for an internal error.
+            if "PERMISSION_DENIED" in said:
                 said += f"; on a cluster the experiment {self.experiment!r} needs rights to its models: docs/cluster.md"
             raise UserError(said) from error
 
