@@ -13,6 +13,9 @@ from dualipo.errors import UserError
 from dualipo.runtime import git_commit
 from dualipo.steps import Step
 
+SCRATCH, MODELS = "/scratch", "/models"
+"""Where pods have the volumes that `resources` names."""
+
 
 @dataclass(frozen=True)
 class Build:
@@ -44,6 +47,10 @@ class Build:
     def whole(self) -> str:
         return self.config.model_dump_json(exclude={"resources"})
 
+    def told(self) -> dict[str, str]:
+        """Environment variables of every task that must not make it another task to KFP's cache."""
+        return {"DUALIPO_CONFIG": self.whole()} | ({"DUALIPO_COMMIT": self.commit} if self.commit else {})
+
 
 def make_build(config: Config, folder: Path, data: str | None, data_folder: Path) -> Build:
     """`data` is a URI; without one the data are what the folder's data.dvc points at, else `data_folder`."""
@@ -53,9 +60,12 @@ def make_build(config: Config, folder: Path, data: str | None, data_folder: Path
     return Build(config, uri, md5, git_commit(Path(__file__).parent))
 
 
-def must_reach(uri: str) -> None:
+def must_reach(uri: str, config: Config) -> None:
     """Raises UserError where a pod could not read `uri`."""
-    if "://" not in uri or uri.removeprefix("dvc+").startswith("file://"):
+    place = uri.removeprefix("dvc+")
+    if config.resources.default.model_cache and place.startswith(f"file://{MODELS}/"):
+        return
+    if "://" not in place or place.startswith("file://"):
         raise UserError(
             f"{uri}: a folder of this machine, which pods cannot read; push the data to a remote in a bucket "
             "(`dvc remote add --default mine s3://bucket/path`, `dvc push`), or name its URI with --data-uri"

@@ -19,7 +19,7 @@ LOCAL = ".dualipo/pipeline"
 MAX_BYTES = 1_500_000
 """The server makes one Kubernetes object of a run, and etcd takes no larger ones (1.5 MiB, some of it KFP's own)."""
 MAX_PARAMETER_BYTES = 10_000
-"""Of all of a run's parameters (MaxParameterBytes in KFP's API server)."""
+"""Of all of a run's parameters: the default of MAX_PARAMETER_BYTES of KFP's API server."""
 
 
 def compile_pipeline(build: Build, file: Path) -> Path:
@@ -62,7 +62,7 @@ def run_tasks(build: Build, folder: Path) -> dict[str, Entry]:
     from pipelines.loop import make_loop
 
     pipeline, root = make_loop(build), (folder / LOCAL).absolute()
-    kept = {"DUALIPO_SCRATCH": str(root / "scratch"), "MLFLOW_TRACKING_URI": tracking_uri(folder)}
+    kept = {"DUALIPO_SCRATCH": str(root / "scratch"), "MLFLOW_TRACKING_URI": tracking_uri(folder), **build.told()}
     with _environment(kept), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that are for clusters
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "artifacts"))

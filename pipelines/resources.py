@@ -5,9 +5,8 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from dualipo.steps import Step
-from pipelines.build import Build
+from pipelines.build import MODELS, SCRATCH, Build
 
-SCRATCH, MODELS = "/scratch", "/models"
 USER = 1000
 """Of the image (k8s/images/Dockerfile); namespaces with restricted pods want it said."""
 BACKOFF = "30s"
@@ -20,9 +19,11 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     request = build.config.resources.of(step.name if step else None)
     task.set_container_image(build.image)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
-    task.set_env_variable("DUALIPO_CONFIG", build.whole())
-    if build.commit:
-        task.set_env_variable("DUALIPO_COMMIT", build.commit)
+    for name, value in build.told().items():
+        # KFP's cache key holds plain environment variables (since 2.18), and no annotations.
+        key = f"dualipo.io/{name.partition('_')[2].lower()}"
+        kubernetes.add_pod_annotation(task, key, value)
+        kubernetes.use_field_path_as_env(task, name, f"metadata.annotations['{key}']")
     for name, value in (request.env or {}).items():
         task.set_env_variable(name, value)
     for secret, keys in (request.secrets or {}).items():
@@ -32,7 +33,8 @@ def dress(task: dsl.PipelineTask, build: Build, step: Step | None, gpus: bool = 
     if request.timeout:
         kubernetes.set_timeout(task, request.timeout)
     if request.cpu:
-        task.set_cpu_request(request.cpu)
+        # without a limit of its own a pod gets its namespace's default one, which may be less than the request.
+        task.set_cpu_request(request.cpu).set_cpu_limit(request.cpu)
     if request.memory:
         task.set_memory_request(request.memory).set_memory_limit(request.memory)
     if request.shm:

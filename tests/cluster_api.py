@@ -6,12 +6,9 @@ A bearer token is the name of a service account, or `admin`, who may do anything
 from __future__ import annotations
 
 import copy
-import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from serving import Request
 
 from dualipo.cluster.access import Act, may
 
@@ -52,15 +49,22 @@ class ClusterApi:
     def allowed(self, who: str, act: Act) -> bool:
         return who == "admin" or may(self.objects, who, act)
 
-    def answer(self, who: str, method: str, path: str, body: dict | None) -> tuple[int, dict]:
+    def answer(self, request: Request) -> tuple[int, dict]:
+        who, path, body = request.token, request.path, request.body
         if path == "/version/":
             return 200, self.version | {key: "x" for key in _BUILD}
         if path == "/apis/":
             preferred = {"groupVersion": "x/v1", "version": "v1"}
             groups = [{"name": n, "versions": [preferred], "preferredVersion": preferred} for n in self.groups]
             return 200, {"kind": "APIGroupList", "groups": groups}
-        if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+        review = re.fullmatch(
+            r"/apis/authorization.k8s.io/v1/(?:namespaces/(\w+)/local|self)subjectaccessreviews", path
+        )
+        if review:
+            if review[1] and who != "admin":
+                return 403, _status(403, "Forbidden")
             asks = body["spec"]["resourceAttributes"]
+            who = body["spec"]["user"].rpartition(":")[2] if review[1] else who
             resource = "/".join(filter(None, [asks["resource"], asks.get("subresource")]))
             act = Act(asks["verb"], resource, asks.get("group", ""), asks.get("name", ""))
             return 201, body | {"status": {"allowed": asks["namespace"] == "dualipo" and self.allowed(who, act)}}
@@ -88,39 +92,3 @@ _BUILD = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "pl
 
 def _status(code: int, reason: str) -> dict:
     return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code}
-
-
-@contextmanager
-def serving(answer) -> Iterator[str]:
-    """`answer(token, method, path, body) -> (status, JSON)` behind a port of its own; gives the address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # one packet an answer: two would wait for each other
-        timeout = 30
-
-        def reply(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            body = json.loads(self.rfile.read(length)) if length else None
-            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            status, content = answer(token, self.command, self.path.partition("?")[0], body)
-            sent = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(sent)))
-            self.end_headers()
-            self.wfile.write(sent)
-            self.wfile.flush()
-
-        do_GET = do_POST = reply
-
-        def log_message(self, *arguments) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -11,14 +11,15 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from copy import deepcopy
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+from serving import Answer, Cut, Request, serving
 
 NAMESPACE = "dualipo"
 Thing = dict[str, Any]
@@ -50,13 +51,8 @@ class KubeApi:
         self.closing = False
         self.errors: list[BaseException] = []
         self._threads: list[threading.Thread] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        self._server = ExitStack()
+        self.url = self._server.enter_context(serving(self.answer))
 
     def close(self) -> None:
         for thread in self._threads:
@@ -64,8 +60,7 @@ class KubeApi:
         with self.changed:
             self.closing = True
             self.changed.notify_all()
-        self.server.shutdown()
-        self.server.server_close()
+        self._server.close()
 
     # ---- what tests do and ask
 
@@ -217,6 +212,110 @@ class KubeApi:
                 raise Refusal(404, f'{kind} "{name}" not found')
             return self.store[kind][name]
 
+    # ---- over HTTP
+
+    def answer(self, request: Request) -> tuple[int, Answer]:
+        path = unquote("?".join(filter(None, [request.path, request.query])))
+        self.requests.append((request.method, path))
+        query = {key: values[0] for key, values in parse_qs(request.query).items()}
+        # truth as Go's ParseBool takes it.
+        query |= {key: "true" for key, value in query.items() if value in ("True", "1")}
+        try:
+            if refusal := self.refuse(request.method, path):
+                raise refusal
+            return 200, self._route(request, query)
+        except Refusal as refusal:
+            return refusal.status, {"kind": "Status", "code": refusal.status, "message": refusal.message}
+        except Exception as error:
+            self.errors.append(error)
+            raise
+
+    def _route(self, request: Request, query: dict[str, str]) -> Answer:
+        path = request.path.split(f"/namespaces/{NAMESPACE}/")[1].split("/")
+        kind, name, sub = (*path, None, None)[:3]
+        if sub == "log":
+            return self._log(name, query)
+        if query.get("watch") == "true":
+            return self._watch(kind, query)
+        if request.method == "POST":
+            return self.create(kind, request.body, query.get("fieldValidation") == "Strict")
+        if request.method == "PATCH":
+            assert request.headers["Content-Type"] == "application/merge-patch+json"
+            return self.patch(kind, name, request.body)
+        if request.method == "DELETE":
+            return self.delete(kind, name, request.body)
+        if name:
+            return self.find(kind, name)
+        with self.changed:
+            items = [thing for thing in self.store[kind].values() if _matches(thing, query)]
+            return {"metadata": {"resourceVersion": str(self.version)}, "items": deepcopy(items)}
+
+    def _watch(self, kind: str, query: dict[str, str]) -> Iterator[bytes]:
+        version = int(query["resourceVersion"])
+        with self.changed:
+            if version >= self.oldest:
+                return self._changes(kind, query, version, self.cuts)
+            # half of the servers say so in the status, half in the stream.
+            if self.oldest % 2:
+                raise Refusal(410, "too old resource version")
+            gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
+            return iter([json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n"])
+
+    def _changes(self, kind: str, query: dict[str, str], version: int, cuts: int) -> Iterator[bytes]:
+        end = time.monotonic() + int(query["timeoutSeconds"])
+        while True:
+            with self.changed:
+                while True:
+                    news = [e for e in self.history if e[0] > version and e[1] == kind and _matches(e[3], query)]
+                    if news or self.cuts != cuts or self.closing or time.monotonic() > end:
+                        break
+                    self.changed.wait(0.5)
+                if self.cuts != cuts or self.closing:
+                    raise Cut
+                lines = [json.dumps({"type": e[2], "object": e[3]}).encode() + b"\n" for e in news]
+            if not news:
+                return
+            version = news[-1][0]
+            bookmark = {"metadata": {"resourceVersion": str(version)}}
+            for line in [*lines, json.dumps({"type": "BOOKMARK", "object": bookmark}).encode() + b"\n"]:
+                # a line may come in any number of pieces.
+                yield line[:20]
+                yield line[20:]
+
+    def _log(self, name: str, query: dict[str, str]) -> Answer:
+        assert query["container"] == "node"
+        with self.changed:
+            if self.find("pods", name)["status"]["phase"] == "Pending":
+                raise Refusal(400, "container is waiting to start: ContainerCreating")
+            if query.get("timestamps") == "true":
+                return self._lines(name, query, self.cuts)
+            log = [line.split(b" ", 1)[1] for line in self.logs.get(name, [])]
+            return b"".join(log[-int(query["tailLines"]) :]).decode()
+
+    def _lines(self, name: str, query: dict[str, str], cuts: int) -> Iterator[bytes]:
+        sent = 0
+        while True:
+            with self.changed:
+                while True:
+                    news = self.logs.get(name, [])[sent:]
+                    pod = self.store["pods"].get(name)
+                    over = pod is None or pod["status"]["phase"] in ("Succeeded", "Failed")
+                    if news or over or self.cuts != cuts or self.closing or query.get("follow") != "true":
+                        break
+                    self.changed.wait(0.5)
+                cut = self.cuts != cuts or self.closing
+            sent += len(news)
+            text = b"".join(news)
+            if cut:
+                # in the midst of a line.
+                yield text[:-3] or b"2026-01-01T00:00:00.9Z hal"
+                if self.cuts % 2:
+                    return  # as if that were all
+                raise Cut
+            if not news:
+                return
+            yield text
+
 
 def _merge(into: Any, changes: Any) -> Any:
     """JSON merge patch (RFC 7386)."""
@@ -239,147 +338,6 @@ def _matches(thing: Thing, query: dict[str, str]) -> bool:
         if node != value:
             return False
     return True
-
-
-def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._do()
-
-        do_POST = do_PATCH = do_DELETE = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def _do(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
-            url = urlsplit(self.path)
-            query = {key: values[0] for key, values in parse_qs(url.query).items()}
-            # truth as Go's ParseBool takes it.
-            query |= {key: "true" for key, value in query.items() if value in ("True", "1")}
-            api.requests.append((self.command, unquote(self.path)))
-            try:
-                if refusal := api.refuse(self.command, unquote(self.path)):
-                    raise refusal
-                self._route(url.path.split(f"/namespaces/{NAMESPACE}/")[1].split("/"), query, body)
-            except Refusal as refusal:
-                answer = {"kind": "Status", "code": refusal.status, "message": refusal.message}
-                self._answer(json.dumps(answer).encode(), refusal.status)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-            except Exception as error:
-                api.errors.append(error)
-                raise
-
-        def _route(self, path: list[str], query: dict[str, str], body: Any) -> None:
-            kind, name, sub = (*path, None, None)[:3]
-            if sub == "log":
-                return self._log(name, query)
-            if query.get("watch") == "true":
-                return self._watch(kind, query)
-            if self.command == "POST":
-                found = api.create(kind, body, query.get("fieldValidation") == "Strict")
-            elif self.command == "PATCH":
-                assert self.headers["Content-Type"] == "application/merge-patch+json"
-                found = api.patch(kind, name, body)
-            elif self.command == "DELETE":
-                found = api.delete(kind, name, body)
-            elif name:
-                found = api.find(kind, name)
-            else:
-                with api.changed:
-                    items = [thing for thing in api.store[kind].values() if _matches(thing, query)]
-                    found = {"metadata": {"resourceVersion": str(api.version)}, "items": deepcopy(items)}
-            self._answer(json.dumps(found).encode())
-
-        def _answer(self, body: bytes, status: int = 200) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        # ---- streams
-
-        def _begin(self) -> None:
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-
-        def _chunk(self, data: bytes) -> None:
-            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-            self.wfile.flush()
-
-        def _watch(self, kind: str, query: dict[str, str]) -> None:
-            version = int(query["resourceVersion"])
-            end = time.monotonic() + int(query["timeoutSeconds"])
-            with api.changed:
-                cuts = api.cuts
-                if version < api.oldest:
-                    # half of the servers say so in the status, half in the stream.
-                    if api.oldest % 2:
-                        raise Refusal(410, "too old resource version")
-                    self._begin()
-                    gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
-                    self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
-                    return self._chunk(b"")
-            self._begin()
-            while True:
-                with api.changed:
-                    while True:
-                        news = [e for e in api.history if e[0] > version and e[1] == kind and _matches(e[3], query)]
-                        if news or api.cuts != cuts or api.closing or time.monotonic() > end:
-                            break
-                        api.changed.wait(0.5)
-                    if api.cuts != cuts or api.closing:
-                        self.close_connection = True
-                        return  # without the last chunk: a break, not an end
-                    lines = [json.dumps({"type": e[2], "object": e[3]}).encode() + b"\n" for e in news]
-                if not news:
-                    return self._chunk(b"")
-                version = news[-1][0]
-                bookmark = {"metadata": {"resourceVersion": str(version)}}
-                for line in [*lines, json.dumps({"type": "BOOKMARK", "object": bookmark}).encode() + b"\n"]:
-                    # a line may come in any number of pieces.
-                    self._chunk(line[:20])
-                    self._chunk(line[20:])
-
-        def _log(self, name: str, query: dict[str, str]) -> None:
-            assert query["container"] == "node"
-            with api.changed:
-                if api.find("pods", name)["status"]["phase"] == "Pending":
-                    raise Refusal(400, "container is waiting to start: ContainerCreating")
-                cuts, sent = api.cuts, 0
-            if query.get("timestamps") != "true":
-                log = [line.split(b" ", 1)[1] for line in api.logs.get(name, [])]
-                return self._answer(b"".join(log[-int(query["tailLines"]) :]))
-            self._begin()
-            while True:
-                with api.changed:
-                    while True:
-                        news = api.logs.get(name, [])[sent:]
-                        pod = api.store["pods"].get(name)
-                        over = pod is None or pod["status"]["phase"] in ("Succeeded", "Failed")
-                        if news or over or api.cuts != cuts or api.closing or query.get("follow") != "true":
-                            break
-                        api.changed.wait(0.5)
-                    cut = api.cuts != cuts or api.closing
-                sent += len(news)
-                text = b"".join(news)
-                if cut:
-                    # in the midst of a line.
-                    self._chunk(text[:-3] or b"2026-01-01T00:00:00.9Z hal")
-                    if api.cuts % 2:
-                        return self._chunk(b"")  # as if that were all
-                    self.close_connection = True
-                    return
-                if not news:
-                    return self._chunk(b"")
-                self._chunk(text)
-
-    return Handler
 
 
 def now() -> str:

@@ -1,20 +1,14 @@
-import contextlib
 import os
-import random
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
-import yaml
+import servers
 from click.testing import CliRunner
-from cluster_api import ClusterApi, serving
+from cluster_api import ClusterApi
 from kubernetes import client
+from serving import kubeconfig, serving
 
 from dualipo.cli import cli
 from dualipo.cluster.access import FORBIDDEN, NEEDED
@@ -125,6 +119,23 @@ def test_a_submitter_who_may_promote_is_told(api):
     assert right.state == "optional" and "may also update registeredmodels.mlflow.kubeflow.org" in right.found
 
 
+@pytest.mark.parametrize(("token", "role"), [("dualipo-runner", "runner"), ("admin", "submitter")])
+def test_an_experiment_without_a_grant_is_told(api, token, role):
+    granted = look(api, token, role=role, experiment="wan-1-3b")["experiment wan-1-3b"]
+    assert granted.state == "ok"
+    found = look(api, token, role=role, experiment="my-own")["experiment my-own"]
+    assert (found.state, found.found) == (
+        "missing",
+        "runs may not move the champion of my-own-critic and my-own-generator",
+    )
+    assert "runner.yaml" in found.advice
+
+
+def test_whoever_may_not_ask_about_runs_is_told_so(api):
+    found = look(api, "dualipo-submitter", experiment="my-own")["experiment my-own"]
+    assert found.state == "optional" and "no right to read other accounts' rights" in found.found
+
+
 def quota(api, field, changes):
     api.find("ResourceQuota", "dualipo")["status"][field].update(changes)
 
@@ -207,11 +218,11 @@ def test_a_tag_is_advice_and_a_volume_may_wait_for_its_first_pod(api):
 def services(mlflow=None, health=None, status=200):
     """MLflow's and KFP's own answers, for whoever is `dualipo-submitter`."""
 
-    def answer(token, method, path, body):
-        if path == "/version":
+    def answer(request):
+        if request.path == "/version":
             return 200, mlflow or version("mlflow")
-        if path == "/api/2.0/mlflow/experiments/search":
-            return (status, {"experiments": []}) if token == "dualipo-submitter" else (401, {})
+        if request.path == "/api/2.0/mlflow/experiments/search":
+            return (status, {"experiments": []}) if request.token == "dualipo-submitter" else (401, {})
         return 200, health if health is not None else {"multi_user": True}
 
     return serving(answer)
@@ -244,61 +255,19 @@ def test_services_that_are_wrong_are_told(api):
 # ---- the object store, started as the manifest starts it
 
 
-def free_ports(count):
-    """Ports that are free, as are those 10000 above them, which SeaweedFS takes for gRPC."""
-    found = []
-    for port in random.sample(range(20000, 30000), 1000):
-        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 10000))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError("no free ports")
-
-
 @pytest.fixture(scope="module")
 def store(manifests, tmp_path_factory):
-    """SeaweedFS by the rendered command and health probe; only the ports and the folder are other ones."""
-    (pod,) = [t for t in templates(manifests) if t.name == "StatefulSet seaweedfs"]
-    (container,) = pod.containers
-    s3, master, volume, filer = free_ports(4)
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    replaced = {"-dir=/data": f"-dir={folder}", "-s3.port=8333": f"-s3.port={s3}"}
-    command = [weed, *(replaced.get(word, word) for word in container["command"][1:])]
-    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-    keys = {"AWS_ACCESS_KEY_ID": "one-key", "AWS_SECRET_ACCESS_KEY": "one-secret"}
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, env={"HOME": str(folder), **keys}, stdout=log, stderr=log, cwd=folder)
-    url = f"http://127.0.0.1:{s3}"
-    path = container["readinessProbe"]["httpGet"]["path"]
-    try:
-        for _ in range(240):
-            assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            try:
-                with urllib.request.urlopen(url + path, timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.fail((folder / "log").read_text()[-2000:])
-        yield url, keys
-    finally:
-        process.kill()
-        process.wait()
+    with servers.seaweedfs(manifests, tmp_path_factory.mktemp("store") / "seaweedfs") as url:
+        yield url
 
 
 @pytest.fixture
-def endpoints(store, api, repository, monkeypatch):
+def endpoints(store, manifests, api, monkeypatch):
     """What a pod gets: the overlay's endpoints and the secret's keys."""
-    url, keys = store
-    for line in (repository / "k8s/overlays/local/endpoints.env").read_text().splitlines():
-        name, _, value = line.partition("=")
-        if not name.startswith("MLFLOW_TRACKING"):
-            monkeypatch.setenv(name, url if name.endswith("_URL") or "ENDPOINT" in name else value)
-    for name, value in keys.items():
-        monkeypatch.setenv(name, value)
+    doctor = servers.container(manifests, "CronJob doctor", "doctor")
+    for name, value in servers.environment(manifests, doctor).items():
+        if name.startswith("AWS_") or name.endswith("_BUCKET"):
+            monkeypatch.setenv(name, store if "ENDPOINT" in name else value)
 
 
 def test_buckets_are_seen_with_the_pods_keys_and_with_no_others(endpoints, api, monkeypatch):
@@ -307,7 +276,7 @@ def test_buckets_are_seen_with_the_pods_keys_and_with_no_others(endpoints, api, 
     # a gateway that answers may still wait for its filer.
     client_ = Session().create_client("s3")
     for bucket in ("dualipo-mlflow", "dualipo-pipelines"):
-        _patiently(client_.create_bucket, Bucket=bucket)
+        servers.patiently(lambda bucket=bucket: client_.create_bucket(Bucket=bucket))
     found = look(api, "dualipo-runner", role="runner")
     assert found["S3 dualipo-mlflow"].state == found["S3 dualipo-pipelines"].state == "ok"
     absent = found["S3 dualipo-backups"]
@@ -320,36 +289,15 @@ def test_buckets_are_seen_with_the_pods_keys_and_with_no_others(endpoints, api, 
     assert gone.state == "missing" and "NetworkPolicies" in gone.advice
 
 
-def _patiently(call, **arguments):
-    for attempt in range(60):
-        try:
-            return call(**arguments)
-        except Exception:
-            if attempt == 59:
-                raise
-            time.sleep(0.5)
-
-
 # ---- the command
 
 
 @pytest.fixture
-def kubeconfig(api, tmp_path, monkeypatch):
-    file = tmp_path / "config"
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-        "clusters": [{"name": "here", "cluster": {"server": api.url}}],
-        "users": [{"name": "me", "user": {"token": "dualipo-submitter"}}],
-    }
-    file.write_text(yaml.safe_dump(content))
-    monkeypatch.setenv("KUBECONFIG", str(file))
-    return file
+def logged_in(api, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", api.url, "dualipo-submitter")))
 
 
-def test_the_command_says_all_is_well_or_exits_with_1(api, kubeconfig):
+def test_the_command_says_all_is_well_or_exits_with_1(api, logged_in):
     with services() as url:
         command = ["cluster", "doctor", "--mlflow", url, "--kfp", url]
         well = CliRunner().invoke(cli, command)
@@ -361,7 +309,7 @@ def test_the_command_says_all_is_well_or_exits_with_1(api, kubeconfig):
     assert ill.output.endswith("1 to mend before a run\n")
 
 
-def test_no_cluster_is_one_sentence(tmp_path, kubeconfig, monkeypatch):
+def test_no_cluster_is_one_sentence(tmp_path, logged_in, monkeypatch):
     with pytest.raises(
         UserError, match=r"^no cluster to talk to: .*elsewhere.*; log in to the cluster, or set KUBECONFIG$"
     ):

@@ -3,44 +3,23 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from projects import HELD, Project
 
 from dualipo.artifacts import digest
 from dualipo.config import Config, load_config
 from dualipo.engine import plan
 from dualipo.steps import GRAPH
 
-HELD = ["dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"]
-
 
 @dataclass
-class Project:
-    """A git repository with the real dvc.yaml, made-up data, and a `dualipo` on the PATH whose steps are fakes."""
-
-    folder: Path
-    programs: Path
-
-    def do(self, *command: str) -> str:
-        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-        identity = {f"GIT_{who}_{what}": "a@b.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        ended = subprocess.run(
-            command, cwd=self.folder, env=os.environ | identity | {"PATH": path}, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    def dvc(self, *arguments: str) -> str:
-        return self.do(sys.executable, "-m", "dvc", *arguments)
-
-    def commit(self, message: str) -> None:
-        self.do("git", "add", ".")
-        self.do("git", "commit", "-m", message)
+class Fakes(Project):
+    """With the real dvc.yaml, made-up data, and a `dualipo` on the PATH whose steps are fakes."""
 
     def lock(self) -> dict:
         return yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
@@ -48,20 +27,24 @@ class Project:
     def md5s(self) -> dict[str, str]:
         return {out["path"]: out["md5"] for stage in self.lock().values() for out in stage["outs"]}
 
+    def clone(self, target: Path) -> "Fakes":
+        self.do("git", "clone", str(self.folder), str(target))
+        return Fakes(target, self.environment)
+
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, repository) -> Project:
+def project(tmp_path_factory, repository) -> Fakes:
     """After a first `dvc repro` of two rounds, committed."""
     base = tmp_path_factory.mktemp("dvc")
-    project = Project(base / "project", base / "bin")
-    project.programs.mkdir()
-    program = project.programs / "dualipo"
+    program = base / "bin/dualipo"
+    program.parent.mkdir()
+    project = Fakes(base / "project", {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"})
     tests = str(Path(__file__).parent)
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {tests!r})\nimport fake_steps\nfake_steps.as_dualipo()\n"
     )
     program.chmod(0o755)
-    for name in HELD:
+    for name in ("params.yaml", *HELD):
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(repository / name, project.folder / name)
     text = (project.folder / "params.yaml").read_text()
@@ -129,8 +112,7 @@ def test_the_remote_lies_in_the_repository(project, repository, tmp_path):
     with Repo(str(repository)) as repo:
         assert repo.config["core"]["analytics"] is False and repo.config["core"]["autostage"] is False
         assert Path(repo.config["remote"]["bundled"]["url"]) == repository / "data-remote"
-    project.do("git", "clone", str(project.folder), str(tmp_path / "clone"))
-    clone = Project(tmp_path / "clone", project.programs)
+    clone = project.clone(tmp_path / "clone")
     assert not (clone.folder / "data").exists()
     clone.dvc("pull", "data.dvc")
     assert digest(clone.folder / "data") == digest(project.folder / "data")
@@ -152,8 +134,7 @@ def test_dvc_and_the_engine_know_an_output_by_the_same_md5(project):
 
 
 def test_the_run_command_makes_what_repro_makes_and_dvc_takes_it_over(project, tmp_path):
-    project.do("git", "clone", str(project.folder), str(tmp_path / "clone"))
-    clone = Project(tmp_path / "clone", project.programs)
+    clone = project.clone(tmp_path / "clone")
     clone.dvc("pull", "data.dvc")
     (clone.folder / "dvc.lock").unlink()
     clone.do("dualipo", "run")

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 from drivers import BLIND_STEPS
 from kfp import dsl, local
+from projects import Project, Run, begin
 from small import shrink
 from warm import KILLED, Warm
 
@@ -34,24 +35,6 @@ DRIVERS = Path(__file__).with_name("drivers.py")
 DUALIPO = Path(sys.executable).with_name("dualipo")
 TRAINING = ("generate", "label", "train_reward", "train_critic", "prefer", "align")
 """Steps whose outputs the models learn from, or are."""
-
-
-@dataclass
-class Run:
-    folder: Path
-    config: Config
-
-    def md5s(self) -> dict[str, str]:
-        """Of every output, by its path in the folder: as recorded, and found again on disk."""
-        records = [json.loads(path.read_text()) for path in sorted((self.folder / ".dualipo/done").iterdir())]
-        made = {entry["path"]: entry["md5"] for record in records for entry in record["outputs"].values()}
-        assert made == {path: digest(self.folder / path).md5 for path in made}
-        return made
-
-    def versions(self) -> dict[str, list[tuple[str, str]]]:
-        tracker = Tracker(self.folder, self.config)
-        models = [tracker.model_name(kind) for kind in ("critic", "generator")]
-        return {m: [(v.md5, v.tags["status"]) for v in tracker.versions(m)] for m in models}
 
 
 @pytest.fixture(scope="module")
@@ -128,43 +111,17 @@ def test_the_rounds_build_on_each_other(smoke):
 # ---- the same from DVC
 
 
-@dataclass
-class DvcFolder:
-    """An experiment's folder that is a git and DVC repository, and a warm `dualipo` on the PATH."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    def do(self, *command: str) -> str:
-        options = {"cwd": self.folder, "env": self.environment, "capture_output": True, "text": True, "timeout": 900}
-        ended = subprocess.run(command, **options)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    def dvc(self, *arguments: str) -> str:
-        return self.do(sys.executable, "-m", "dvc", *arguments)
-
-
 @pytest.fixture(scope="module")
 def dvc_folder(new_folder, warm, repository):
-    def make(name: str) -> DvcFolder:
+    """Makes an experiment's folder that is a git and DVC repository, with a warm `dualipo` on the PATH."""
+
+    def make(name: str) -> Project:
         folder = new_folder(name)
-        for held in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
-            (folder / held).parent.mkdir(exist_ok=True)
-            shutil.copy(repository / held, folder / held)
-        shutil.copytree(repository / "dualipo/steps", folder / "dualipo/steps")
         program = folder.parent / "bin/dualipo"
         program.parent.mkdir()
         program.write_text(f'#!/bin/sh\nexec {" ".join(warm.prefix)} dualipo "$@"\n')
         program.chmod(0o755)
-        identity = {f"GIT_{who}_{what}": "a@b.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        path = {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-        made = DvcFolder(folder, os.environ | identity | path)
-        made.do("git", "init", "--quiet")
-        made.dvc("add", "data", "--quiet")
-        made.do("git", "add", ".")
-        made.do("git", "commit", "--quiet", "--message", "data")
-        return made
+        return begin(Project(folder, {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}), repository)
 
     return make
 
@@ -307,6 +264,8 @@ def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow
     monkeypatch.setattr(sys, "executable", str(warm_tasks))
     monkeypatch.setattr("pipelines.resources.BACKOFF", "0s")
     monkeypatch.setenv("TASK_FAULT", f"check_labels:deliver:{count}:99")
+    for name, value in build.told().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("DUALIPO_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "artifacts"))

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -281,6 +282,20 @@ def test_check_exits_with_1_and_names_the_fault(repository, tmp_path):
     assert "StatefulSet seaweedfs, container seaweedfs: may write to its image" in broken.output
 
 
+def test_check_names_an_experiment_without_rights_to_its_models(repository, monkeypatch, tmp_path):
+    overlay = str(repository / "k8s/overlays/local")
+    new = CliRunner().invoke(cli, ["cluster", "check", overlay, "--experiment", "my-own"])
+    assert new.exit_code == 1
+    told = (
+        "Runs of experiment my-own may not move the champion of my-own-critic and my-own-generator; add its two models"
+    )
+    assert told in new.output and "k8s/base/access/runner.yaml" in new.output and " 1 faults\n" in new.output
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["cluster", "check", overlay]).exit_code == 0
+    (tmp_path / "params.yaml").write_text("experiment: {name: yours}")
+    assert "experiment yours may not" in CliRunner().invoke(cli, ["cluster", "check", overlay]).output
+
+
 def test_what_cannot_be_rendered_is_told(tmp_path):
     with pytest.raises(UserError, match="no kustomization"):
         render(tmp_path)
@@ -385,6 +400,21 @@ def test_dockerfiles_end_as_a_user_and_start_from_a_version(repository):
         bases = {line.split()[1] for line in lines if line.startswith("FROM ")}
         assert bases == {"${PYTHON}"}, file
         assert re.search(r"^ARG PYTHON=\S+:\d+\.\d+\.\d+-\S+$", file.read_text(), re.MULTILINE), file
+
+
+def test_the_main_image_holds_what_the_presets_and_the_command_line_need(repository):
+    dockerfile = (repository / "k8s/images/Dockerfile").read_text()
+    build, _, _ = dockerfile.partition("\nFROM ${PYTHON}\n")
+    (extras,) = re.findall(r"'\.\[([\w,]+)\]'", build)
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    assert set(extras.split(",")) == {"cluster", "train"} <= set(project["project"]["optional-dependencies"])
+    for package in project["tool"]["setuptools"]["packages"]["find"]["include"]:
+        name = package.rstrip("*")
+        assert f"COPY {name} {name}\n" in build and f"!{name}\n" in (repository / ".dockerignore").read_text()
+    presets = [load_config(repository / "params.yaml", preset) for preset in (repository / "params").glob("*.yaml")]
+    trainings = [training for c in presets for training in (c.align.training, c.train_critic.training)]
+    assert any(training.zero for training in trainings)  # DeepSpeed's, of the extra train
+    assert not any(training.offload for training in trainings)  # for which it would need a compiler
 
 
 def test_the_servers_image_holds_the_clients_mlflow(repository):

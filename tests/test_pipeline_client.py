@@ -3,16 +3,13 @@
 The client side is kfp's and kubernetes' own; the server checks that what it is sent is what their models can read.
 """
 
-import json
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import kfp_server_api
 import pytest
-import yaml
 from click.testing import CliRunner
+from serving import Request, kubeconfig, serving
 
 from dualipo.cli import cli
 from dualipo.errors import UserError
@@ -28,10 +25,12 @@ class Cluster:
     states: list[str] = field(default_factory=lambda: ["RUNNING", "RUNNING", "SUCCEEDED"])
     """Of the run, one a request; the last one stays."""
     requests: list[tuple[str, str, dict]] = field(default_factory=list)
-    tokens: set[str | None] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)
 
-    def answer(self, method: str, path: str, body: dict) -> tuple[int, dict | str]:
+    def answer(self, request: Request) -> tuple[int, dict | str]:
+        method, path, body = request.method, request.path, request.body or {}
         self.requests.append((method, path, body))
+        self.tokens.add(request.token)
         rest = path.partition("/apis/v2beta1/")[2]
         if rest == "healthz":
             return 200, {"multi_user": False}
@@ -45,7 +44,7 @@ class Cluster:
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
             return 200, run_of(state)
         for pod, text in PODS.items():
-            if path.startswith(f"/api/v1/namespaces/kubeflow/pods/{pod}/log?container=main"):
+            if (path, request.query) == (f"/api/v1/namespaces/kubeflow/pods/{pod}/log", "container=main"):
                 return 200, text
         return 404, {"error": f"no {path}"}
 
@@ -66,37 +65,11 @@ def run_of(state: str) -> dict:
 def cluster(monkeypatch, tmp_path):
     found = Cluster()
 
-    class Handler(BaseHTTPRequestHandler):
-        def reply(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else {}
-            found.tokens.add(self.headers.get("authorization"))
-            status, content = found.answer(self.command, self.path, body)
-            data = (content if isinstance(content, str) else json.dumps(content)).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST = reply
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    kubeconfig = {"clusters": [{"name": "c", "cluster": {"server": found.url}}], "contexts": [context]}
-    kubeconfig |= {"current-context": "c", "users": [{"name": "u", "user": {}}], "apiVersion": "v1", "kind": "Config"}
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("HOME", str(tmp_path))  # of a person's own KFP context
-    monkeypatch.setattr("dualipo.pipeline.client.time.sleep", lambda seconds: None)
-    yield found
-    server.shutdown()
-    server.server_close()
+    with serving(found.answer) as found.url:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", found.url)))
+        monkeypatch.setenv("HOME", str(tmp_path))  # of a person's own KFP context
+        monkeypatch.setattr("dualipo.pipeline.client.time.sleep", lambda seconds: None)
+        yield found
 
 
 def call(*arguments: str) -> SimpleNamespace:
@@ -116,11 +89,13 @@ def submit(cluster: Cluster, repository, *more: str) -> SimpleNamespace:
 def test_submit_sends_the_pipeline_with_its_name_tags_and_root_and_waits(cluster, repository, monkeypatch):
     monkeypatch.setenv("DUALIPO_KFP_TOKEN", "sesame")
     more = ["--tag", "why=test", "--pipeline-root", "s3://bucket/root", "--name", "first", "--wait"]
+    more += ["--service-account", "dualipo-runner"]
     ended = submit(cluster, repository, *more, "-S", "resources.default.shm=1Gi")
     assert ended.status == 0 and ended.text.startswith(RUN) and "SUCCEEDED" in ended.text
     [sent] = [body for method, path, body in cluster.requests if (method, path) == ("POST", "/apis/v2beta1/runs")]
     assert sent.keys() <= set(kfp_server_api.V2beta1Run.attribute_map.values())
     assert sent["display_name"] == "first" and sent["experiment_id"] == "e-1"
+    assert sent["service_account"] == "dualipo-runner"
     assert {"why=test", "seed=0"} <= set(sent["description"].splitlines()) and "commit=" in sent["description"]
     assert sent["runtime_config"]["pipeline_root"] == "s3://bucket/root"
     specification = sent["pipeline_spec"]
@@ -128,7 +103,7 @@ def test_submit_sends_the_pipeline_with_its_name_tags_and_root_and_waits(cluster
     assert "kubernetes" in specification["platform_spec"]["platforms"]
     [experiment] = [body for _, path, body in cluster.requests if path == "/apis/v2beta1/experiments" and body]
     assert experiment["display_name"] == "smoke"
-    assert "Bearer sesame" in cluster.tokens
+    assert "sesame" in cluster.tokens
 
 
 def test_a_failed_run_has_exit_status_1(cluster, repository):

@@ -181,6 +181,30 @@ def test_every_task_of_a_step_is_cached_and_takes_the_library_and_none_that_keep
     assert all("library" in leaves[name]["inputs"]["parameters"] for name in cached)
 
 
+def test_a_parameter_of_another_step_is_in_nothing_that_the_cache_looks_at(one_round, tmp_path):
+    """KFP's key: image, command, inputs, outputs, volumes' names and, since 2.18, the container's own variables."""
+
+    def of_generate(beta: float, commit: str) -> tuple[dict, dict]:
+        config = one_round.model_copy(update={"align": one_round.align.model_copy(update={"beta": beta})})
+        config = config.model_copy(update={"resources": Resources(image=PINNED)})
+        pipeline, platform = compiled(config, tmp_path, commit=commit * 40)
+        executor = pipeline["deploymentSpec"]["executors"]["exec-generate"]
+        pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-generate"]
+        round_ = pipeline["components"]["comp-dual-ipo-round"]["dag"]["tasks"]["generate"]
+        return {"executor": executor, "inputs": round_["inputs"]}, pod
+
+    (key, pod), (same, other) = of_generate(500.0, "a"), of_generate(600.0, "b")
+    assert key == same
+    told = pod["podMetadata"]["annotations"]
+    assert json.loads(told["dualipo.io/config"])["align"]["beta"] == 500.0 and told["dualipo.io/commit"] == "a" * 40
+    assert other["podMetadata"]["annotations"].keys() == told.keys()
+    assert {item["name"]: item["fieldPath"] for item in pod["fieldPathAsEnv"]} == {
+        "DUALIPO_CONFIG": "metadata.annotations['dualipo.io/config']",
+        "DUALIPO_COMMIT": "metadata.annotations['dualipo.io/commit']",
+    }
+    assert "{{" not in told["dualipo.io/config"]  # Argo's own brackets
+
+
 def test_the_image_is_the_same_everywhere_and_pinned_as_asked(tmp_path):
     pipeline, _ = compiled(with_shards(2, image=PINNED), tmp_path)
     assert {e["container"]["image"] for e in pipeline["deploymentSpec"]["executors"].values()} == {PINNED}
@@ -221,6 +245,11 @@ def test_the_papers_preset_asks_for_its_resources(repository, tmp_path):
     assert align["secretAsEnv"][0]["secretName"] == "dualipo-s3" and align["activeDeadlineSeconds"] == "1209600"
     assert "nodeSelector" not in pods["exec-prompts"] and "tolerations" not in pods["exec-generate"]
     assert executors["exec-align"]["container"]["resources"]["resourceMemoryLimit"] == "512Gi"
+    for executor in executors.values():
+        # of a pod without limits k8s/base/limits makes one with half a CPU, and refuses what asks for more.
+        asked = executor["container"]["resources"]
+        assert asked["resourceCpuLimit"] == asked["resourceCpuRequest"]
+        assert asked["resourceMemoryLimit"] == asked["resourceMemoryRequest"]
     environment = {item["name"]: item["value"] for item in executors["exec-align"]["container"]["env"]}
     assert environment["MLFLOW_TRACKING_URI"] and environment["DUALIPO_SCRATCH"] == "/scratch"
     retries = {task["retryPolicy"]["maxRetryCount"] for found in pipeline["components"].values()
@@ -300,7 +329,12 @@ def test_data_that_are_not_what_data_dvc_says_are_refused(tmp_path):
 def test_a_build_names_a_folder_where_no_remote_is_known_and_pods_must_reach_it(tmp_path, repository):
     build = make_build(Config(), tmp_path, None, Path("data"))
     assert (build.data, build.data_md5) == (str(tmp_path / "data"), "")
+    mounted = parse_config({"resources": {"default": {"model_cache": "dualipo-models"}}})
     for here in (build.data, "dvc+/srv/remote", "file:///srv/data"):
-        with pytest.raises(UserError, match="pods cannot read"):
-            must_reach(here)
-    must_reach("dvc+s3://bucket/remote")
+        for config in (Config(), mounted):
+            with pytest.raises(UserError, match="pods cannot read"):
+                must_reach(here, config)
+    must_reach("dvc+s3://bucket/remote", Config())
+    must_reach("file:///models/data", mounted)
+    with pytest.raises(UserError, match="pods cannot read"):
+        must_reach("file:///models/data", Config())

@@ -8,17 +8,20 @@ import threading
 from dataclasses import replace
 
 import pytest
-import yaml
 from kube_api import KubeApi, Refusal
+from serving import kubeconfig
 
+from dualipo.cluster.access import Act, may
 from dualipo.cluster.api import Cluster, Patience
 from dualipo.cluster.manifest import Training
 from dualipo.cluster.monitor import Monitor
+from dualipo.cluster.render import render
 from dualipo.cluster.trainjob import train
 from dualipo.cluster.watching import Seen
 from dualipo.config import TrainJob
 from dualipo.errors import UserError
 
+RUNNER = "dualipo-runner"
 # short where nothing but time would pass, long where a busy machine could be taken for a failure.
 PATIENCE = Patience(backoff=0.01, longest_backoff=0.1, answer=60, unreachable=60, look=0.05, cleanup=60)
 COMMAND = ("python", "-m", "dualipo.training.worker", "--step", "align", "--config", "/scratch/x/config.json")
@@ -30,28 +33,29 @@ WARNING = {"startedAt": "2026-01-01T00:00:00Z"}
 
 
 @pytest.fixture
-def api(role):
-    """Every request of every test must be one that k8s/trainer's Role allows."""
+def api(manifests):
+    """Every request of every test must be one that the account of runs may make."""
     server = KubeApi()
     yield server
     server.close()
     assert server.errors == []
-    assert {asked(*request) for request in server.requests} <= role
+    assert [
+        str(act) for act in {asked(*request) for request in server.requests} if not may(manifests, RUNNER, act)
+    ] == []
 
 
 @pytest.fixture(scope="session")
-def role(repository):
-    """(resource, verb) of k8s/trainer's Role."""
-    role, _ = yaml.safe_load_all((repository / "k8s/trainer/role.yaml").read_text())
-    return {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+def manifests(repository):
+    return render(repository / "k8s/overlays/local")
 
 
 def asked(method, path):
     path, _, query = path.partition("?")
+    group = path.split("/")[2] if path.startswith("/apis/") else ""
     kind, name, sub = (*path.split("/namespaces/dualipo/")[1].split("/"), None, None)[:3]
     verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method)
     reading = "get" if name else "watch" if "watch=True" in query else "list"
-    return f"{kind}/{sub}" if sub else kind, verb or reading
+    return Act(verb or reading, f"{kind}/{sub}" if sub else kind, group, name or "")
 
 
 def connect(api, patience=PATIENCE, pod=None):
@@ -313,7 +317,7 @@ def fails(api, match, settings=SETTINGS, attempts=1, patience=PATIENCE):
         (
             403,
             'trainjobs is forbidden: User "sa" cannot create resource "trainjobs" in the namespace "dualipo"',
-            "may not do this.*apply k8s/trainer",
+            "may not do this.*run as dualipo-runner, or apply the overlay again",
         ),
         (404, "the server could not find the requested resource", "install Kubeflow Trainer 2.2 or newer"),
         (400, 'strict decoding error: unknown field "spec.runtimePatches"', "update Kubeflow Trainer to 2.2"),
@@ -575,17 +579,8 @@ train(training, settings, open_cluster("dualipo", Patience(backoff=0.01, cleanup
 @pytest.fixture
 def watcher(api, tmp_path, repository):
     """Starts a watcher in a process of its own, which finds the cluster by its kubeconfig."""
-    context = {"cluster": "c", "user": "u"}
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "x",
-        "contexts": [{"name": "x", "context": context}],
-        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
-        "users": [{"name": "u", "user": {}}],
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(repository)}
+    file = kubeconfig(tmp_path / "kubeconfig", api.url)
+    environment = os.environ | {"KUBECONFIG": str(file), "PYTHONPATH": str(repository)}
     environment.pop("KUBERNETES_SERVICE_HOST", None)
     started = []
 

@@ -1,20 +1,25 @@
 """The TrainJob and the files of k8s/trainer, held to Kubeflow Trainer's own models; the log's lines; the launch."""
 
+import copy
 import json
 import re
 import shutil
 
+import kubernetes_validate
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from kube_api import KubeApi
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 from pydantic import ValidationError
+from serving import kubeconfig
 from test_trainjob import PATIENCE, SETTINGS, TRAINING, succeed
 
+from dualipo.cluster import policy
+from dualipo.cluster.access import FORBIDDEN, NEEDED, may
 from dualipo.cluster.logs import Deduplicator
 from dualipo.cluster.manifest import Owner, Training, label_value, manifest
+from dualipo.cluster.render import render
 from dualipo.config import Config, TrainJob, load_config
 from dualipo.engine import execute
 from dualipo.errors import UserError
@@ -79,6 +84,37 @@ def test_pods_meet_the_restricted_standard_and_say_what_they_are_for():
     assert job["metadata"]["ownerReferences"] == []
 
 
+@pytest.fixture
+def runtime(repository):
+    [found] = render(repository / "k8s/trainer")
+    return found
+
+
+def whole_pod(job, runtime):
+    """A node's pod as Kubeflow Trainer makes it: the runtime's, with the patch and the trainer's own fields over it."""
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod, patch = copy.deepcopy(replicated["template"]["spec"]["template"]), pod_of(job)
+    (container,), (over,) = pod["spec"]["containers"], patch["spec"]["containers"]
+    trainer = job["spec"]["trainer"]
+    container |= over | {key: trainer[key] for key in ("image", "command", "args", "env")}
+    container["resources"] = trainer["resourcesPerNode"]
+    pod["spec"] |= patch["spec"] | {"containers": [container]}
+    labels = patch["metadata"]["labels"] | {"jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"]}
+    metadata = {"name": "node", "namespace": job["metadata"]["namespace"], "labels": labels}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod["spec"]}
+
+
+def test_a_nodes_pod_keeps_every_rule_of_the_namespace(repository, runtime):
+    pod = whole_pod(manifest(TRAINING, FULL, "me"), runtime)
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    objects = [*render(repository / "k8s/overlays/gpu"), pod]
+    assert policy.violations(objects) == []
+    for act in [*NEEDED["runner"], *FORBIDDEN["runner"]]:
+        assert not may(objects, pod["spec"]["serviceAccountName"], act)
+    del pod["spec"]["serviceAccountName"]
+    assert policy.violations(objects) == ["Pod node: runs as default; give it an account of its own."]
+
+
 def test_the_hash_holds_what_is_run_and_nothing_else():
     def hash_of(*arguments, **options):
         return manifest(*arguments, **options)["metadata"]["annotations"]["dualipo.io/spec-hash"]
@@ -135,9 +171,7 @@ def test_where_it_trains_changes_no_identity(repository):
     assert all("train_job" not in step.sections for step in GRAPH.values())
 
 
-def test_the_runtime_is_one_of_kubeflow_trainer_and_fits_the_manifest(repository):
-    folder = repository / "k8s/trainer"
-    runtime = yaml.safe_load((folder / "runtime.yaml").read_text())
+def test_the_runtime_is_one_of_kubeflow_trainer_and_fits_the_manifest(runtime):
     assert TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime
     job = manifest(TRAINING, TrainJob(image=IMAGE), "me")
     assert job["spec"]["runtimeRef"]["kind"] == runtime["kind"]
@@ -149,8 +183,26 @@ def test_the_runtime_is_one_of_kubeflow_trainer_and_fits_the_manifest(repository
     assert replicated["template"]["spec"]["backoffLimit"] == 0
     pod = replicated["template"]["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never" and [c["name"] for c in pod["containers"]] == ["node"]
-    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
-    assert sorted(listed) == sorted(f.name for f in folder.glob("*.yaml") if f.name != "kustomization.yaml")
+    # what JobSet makes of it is Kubernetes' own.
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "node"},
+        "spec": replicated["template"]["spec"],
+    }
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kubeflow_trainers_models_know_every_field(runtime):
+    """A wrong name, and a value of another type, far inside."""
+    wrong = copy.deepcopy(runtime)
+    (replicated,) = wrong["spec"]["template"]["spec"]["replicatedJobs"]
+    replicated["template"]["spec"]["backoffLimits"] = 0
+    assert TrainerV1alpha1TrainingRuntime.from_dict(wrong).to_dict() != wrong
+    wrong = manifest(TRAINING, FULL, "me")
+    pod_of(wrong)["spec"]["securityContext"]["runAsUser"] = "1000"
+    with pytest.raises(ValidationError, match="valid integer"):
+        TrainerV1alpha1TrainJob.from_dict(wrong)
 
 
 # ---- lines of a log
@@ -187,16 +239,7 @@ def test_lines_may_be_a_little_out_of_order_and_bear_any_zone():
 def cluster(tmp_path, monkeypatch):
     """An API server that this process finds by its kubeconfig, and a folder in the place of the scratch claim."""
     api = KubeApi()
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "x",
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
-        "users": [{"name": "u", "user": {}}],
-    }
-    (tmp_path / "kubeconfig").write_text(json.dumps(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "kubeconfig", api.url)))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("dualipo.cluster.trainjob.Patience", lambda: PATIENCE)

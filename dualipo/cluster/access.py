@@ -59,6 +59,12 @@ RUNS, REGISTRY, TRAINER = "pipelines.kubeflow.org", "mlflow.kubeflow.org", "trai
 RELEASED = "release-generator"
 """Stands for a registered model of people's choosing, outside every experiment's own."""
 
+
+def champions(experiment: str) -> list[Act]:
+    """What runs of an experiment must be allowed, to move the champions of its own two models."""
+    return [Act("update", "registeredmodels", REGISTRY, f"{experiment}-{kind}") for kind in ("critic", "generator")]
+
+
 NEEDED: dict[str, list[Act]] = {
     "runner": [
         Act("create", "workflowtaskresults", "argoproj.io"),
@@ -69,7 +75,7 @@ NEEDED: dict[str, list[Act]] = {
         Act("create", "experiments", REGISTRY),
         Act("update", "experiments", REGISTRY),
         Act("create", "registeredmodels", REGISTRY),
-        Act("update", "registeredmodels", REGISTRY, "small-world-generator"),
+        *champions("small-world"),
     ],
     "submitter": [
         Act("create", "runs", RUNS),

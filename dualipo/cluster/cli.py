@@ -9,6 +9,11 @@ import click
 
 from dualipo.errors import UserError
 
+_experiment = click.option(
+    "--experiment",
+    metavar="NAME",
+    help="An experiment whose runs must be able to move its champions.  [default: that of params.yaml here]",
+)
 _overlay = click.argument("overlay", type=click.Path(path_type=Path), metavar="FOLDER")
 
 
@@ -30,7 +35,8 @@ def cluster() -> None:
 @click.option("--mlflow", metavar="URL", help="MLflow's address.  [default: MLFLOW_TRACKING_URI]")
 @click.option("--kfp", metavar="URL", help="The address of KFP's API.  [default: the one inside the cluster]")
 @click.option("--context", help="Context of the kubeconfig.  [default: the current one]")
-def doctor(context: str | None, **where: Any) -> None:
+@_experiment
+def doctor(context: str | None, experiment: str | None, **where: Any) -> None:
     """Says what the cluster has, what it lacks and what to do about it. Exits with 1 where something is missing.
 
     Changes nothing, and sees what your own account may see.
@@ -39,7 +45,7 @@ def doctor(context: str | None, **where: Any) -> None:
     from dualipo.cluster.doctor import Where, examine
     from dualipo.doctor import format_findings
 
-    findings = examine(connect(context), Where(**where))
+    findings = examine(connect(context), Where(experiment=_name(experiment), **where))
     click.echo(format_findings(findings))
     if any(finding.state == "missing" for finding in findings):
         raise click.exceptions.Exit(1)
@@ -48,21 +54,31 @@ def doctor(context: str | None, **where: Any) -> None:
 @cluster.command()
 @_overlay
 @click.option("--digests", is_flag=True, help="Every image must bear a digest too.")
-def check(overlay: Path, digests: bool) -> None:
+@_experiment
+def check(overlay: Path, digests: bool, experiment: str | None) -> None:
     """Holds rendered manifests against the policies of this project. Exits with 1 where one is broken.
 
     FOLDER is an overlay, e.g. k8s/overlays/local or one of your own.
     """
-    from dualipo.cluster.policy import RULES, by_digest, violations
+    from dualipo.cluster.policy import RULES, by_digest, experiment_granted, violations
     from dualipo.cluster.render import render
 
     objects = render(overlay)
-    faults = [*violations(objects), *(by_digest(objects) if digests else [])]
+    faults = [*violations(objects), *experiment_granted(objects, _name(experiment))]
+    faults += by_digest(objects) if digests else []
     for fault in faults:
         click.echo(fault)
-    click.echo(f"{overlay}: {len(objects)} objects, {len(RULES) + digests} rules, {len(faults)} faults")
+    click.echo(f"{overlay}: {len(objects)} objects, {len(RULES) + 1 + digests} rules, {len(faults)} faults")
     if faults:
         raise click.exceptions.Exit(1)
+
+
+def _name(experiment: str | None) -> str:
+    """The experiment's: as given, else as this folder's params.yaml has it, else the default one."""
+    from dualipo.config import Config, load_config
+
+    own = Path("params.yaml")
+    return experiment or (load_config(own) if own.is_file() else Config()).experiment.name
 
 
 @cluster.command()

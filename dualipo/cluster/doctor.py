@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dualipo.cluster.access import FORBIDDEN, NEEDED, Act
+from dualipo.cluster.access import FORBIDDEN, NEEDED, Act, champions
 from dualipo.cluster.costs import quantity
 from dualipo.cluster.pins import DIGEST
-from dualipo.cluster.policy import SECRETS
+from dualipo.cluster.policy import GRANT, SECRETS
 from dualipo.doctor import Finding
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Where:
 
     role: Role = "submitter"
     """Whose rights the asking account should have, no fewer and no more."""
+    experiment: str = "small-world"
+    """Whose runs must be able to move its champions."""
     gpus: int = 0
     """GPUs that the experiment needs."""
     mlflow: str | None = None
@@ -60,6 +62,7 @@ def examine(api: client.ApiClient, where: Where) -> list[Finding]:
     for look in (
         _namespace,
         _access,
+        _experiment,
         _kinds,
         _workloads,
         _images,
@@ -147,14 +150,49 @@ def _access(api: client.ApiClient, where: Where) -> Iterator[Finding]:
         yield Finding(name, "ok", f"{len(NEEDED[where.role])} needed, {len(FORBIDDEN[where.role])} rightly refused")
 
 
+def _experiment(api: client.ApiClient, where: Where) -> Iterator[Finding]:
+    """Whether pods of runs may move the champions of this experiment: RBAC names them, and knows no patterns."""
+    from kubernetes import client
+
+    name, lacking = f"experiment {where.experiment}", []
+    for act in champions(where.experiment):
+        if where.role == "runner":
+            allowed = _may(api, act)
+        else:
+            spec = client.V1SubjectAccessReviewSpec(
+                user=f"system:serviceaccount:{NAMESPACE}:dualipo-runner", resource_attributes=_attributes(act)
+            )
+            review = client.V1LocalSubjectAccessReview(metadata=client.V1ObjectMeta(namespace=NAMESPACE), spec=spec)
+            ask = client.AuthorizationV1Api(api).create_namespaced_local_subject_access_review
+            answer, why = _ask(ask, NAMESPACE, review)
+            if answer is None:
+                yield _unseen(name, why, "other accounts' rights")
+                return
+            allowed = bool(answer.status.allowed)
+        lacking += [] if allowed else [act.name]
+    if lacking:
+        yield Finding(name, "missing", f"runs may not move the champion of {' and '.join(lacking)}", GRANT)
+    else:
+        yield Finding(name, "ok", "runs may move its champions")
+
+
 def _may(api: client.ApiClient, act: Act) -> bool:
+    from kubernetes import client
+
+    spec = client.V1SelfSubjectAccessReviewSpec(resource_attributes=_attributes(act))
+    review = client.V1SelfSubjectAccessReview(spec=spec)
+    answer, _ = _ask(client.AuthorizationV1Api(api).create_self_subject_access_review, review)
+    return bool(answer and answer.status.allowed)
+
+
+def _attributes(act: Act) -> Any:
     from kubernetes import client
 
     resource, _, subresource = act.resource.partition("/")
     # KFP and MLflow put the slash into the resource's own name.
     if act.group:
         resource, subresource = act.resource, ""
-    attributes = client.V1ResourceAttributes(
+    return client.V1ResourceAttributes(
         namespace=NAMESPACE,
         verb=act.verb,
         group=act.group,
@@ -162,9 +200,6 @@ def _may(api: client.ApiClient, act: Act) -> bool:
         subresource=subresource or None,
         name=act.name or None,
     )
-    review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
-    answer, _ = _ask(client.AuthorizationV1Api(api).create_self_subject_access_review, review)
-    return bool(answer and answer.status.allowed)
 
 
 def _kinds(api: client.ApiClient, where: Where) -> Iterator[Finding]:

@@ -38,9 +38,8 @@ def refused(status: int, body: str | bytes | None, settings: TrainJob) -> Failur
     if status == 403 and "exceeded quota" in said:
         return _quota(said, settings)
     if status == 403 and "violates PodSecurity" not in said and " cannot " in said:
-        return Failure(
-            "refused", f"the service account may not do this: {said}; apply k8s/trainer (Role dualipo-trainjobs)"
-        )
+        remedy = "run as dualipo-runner, or apply the overlay again (its Role dualipo-run)"
+        return Failure("refused", f"this account may not do this: {said}; {remedy}")
     if status == 404:
         remedy = f"install Kubeflow Trainer 2.2 or newer, and create {where}"
         return Failure("refused", f"the cluster knows no TrainJobs in {where}: {said}; {remedy}")

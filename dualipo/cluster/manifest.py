@@ -21,6 +21,8 @@ MODELS, SCRATCH = "/models", "/scratch"
 """Where the claims are mounted on every node."""
 SPEC_HASH, ATTEMPT, WATCHER = "dualipo.io/spec-hash", "dualipo.io/attempt", "dualipo.io/watcher"
 """Annotations: of what the job was made, which attempt it is, and who answers for its removal."""
+TEMPORARY = "16Gi"
+"""Of a node's /tmp: compiled kernels and what libraries unpack; data and checkpoints go to the claims."""
 USER = 1000
 """User and group of the nodes' processes; the group owns what they write to the claims."""
 
@@ -150,7 +152,7 @@ def _pod(settings: TrainJob) -> dict[str, Any]:
             {"name": "models", "persistentVolumeClaim": {"claimName": settings.models_claim, "readOnly": True}},
             {"name": "scratch", "persistentVolumeClaim": {"claimName": settings.scratch_claim}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": TEMPORARY}},
         ],
         "containers": [
             {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from dualipo.cluster.access import FORBIDDEN, NEEDED, may, rules, subjects
+from dualipo.cluster.access import FORBIDDEN, NEEDED, champions, may, rules, subjects
 from dualipo.cluster.network import CLOSED, OPEN, OPEN_TO_STORE, reaches
 from dualipo.cluster.render import Object, Template, of_kind, selects, templates, title
 
@@ -16,6 +16,8 @@ TOKEN_LABEL = "dualipo.io/calls-api-server"
 """Pods that bear it mount a token, and no others; the NetworkPolicy of that name lets them reach the API server."""
 SECRETS = ("dualipo-s3", "dualipo-mlflow-db")
 """What people make before the first `kubectl apply` (docs/cluster.md)."""
+GRANT = "add its two models to resourceNames in k8s/base/access/runner.yaml and apply the overlay"
+"""What a new experiment.name needs."""
 FOREIGN_LABELS = ("workflows.argoproj.io/workflow", "jobset.sigs.k8s.io/jobset-name")
 """Labels of pods that others make: Argo's and JobSet's."""
 
@@ -163,6 +165,13 @@ def separated(objects: list[Object]) -> Iterator[str]:
             worst = {"escalate", "bind", "impersonate"} & set(rule["verbs"])
             if worst:
                 yield f"{subject} may {worst.pop()}: that is every right there is."
+
+
+def experiment_granted(objects: list[Object], experiment: str) -> Iterator[str]:
+    """Not among RULES: which experiments are run is not in the manifests."""
+    lacking = [act.name for act in champions(experiment) if not may(objects, "dualipo-runner", act)]
+    if lacking:
+        yield f"Runs of experiment {experiment} may not move the champion of {' and '.join(lacking)}; {GRANT}."
 
 
 def people_accounts_run_no_pods(objects: list[Object]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 A task gets its inputs as files of any name. They are linked under their own names, as GRAPH has them, into a folder of
 the task, and there `dualipo.engine.execute` runs as on a laptop: same fingerprints, same records, same registry.
 
-What a task cannot get as a parameter without spoiling the cache of finished tasks comes by environment variables:
+What a task cannot get as a parameter without spoiling the cache of finished tasks comes by environment variables, the
+first two of which are annotations of its pod:
   DUALIPO_CONFIG    the whole configuration, by which MLflow knows the experiment; parameters replace their sections
   DUALIPO_COMMIT    the library's commit
   DUALIPO_SCRATCH   a folder that outlives the pod, for checkpoints; else the system's temporary one

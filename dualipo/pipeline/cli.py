@@ -86,6 +86,9 @@ def run(here: bool, **options: Any) -> None:
 @_server_options
 @click.option("--name", help="Of the run.  [default: experiment.name and the seed]")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Kept in the run's description. Repeatable.")
+@click.option(
+    "--service-account", metavar="NAME", help="Of the run's pods, e.g. dualipo-runner.  [default: the server's]"
+)
 @click.option("--pipeline-root", metavar="URI", help="Where artifacts go.  [default: the server's]")
 @click.option("--wait", is_flag=True, help="Waits until the run ends; exit status 1 where it fails.")
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait.  [default: as long as it takes]")
@@ -94,6 +97,7 @@ def submit(
     namespace: str | None,
     name: str | None,
     tags: tuple[str, ...],
+    service_account: str | None,
     pipeline_root: str | None,
     wait: bool,
     timeout: float | None,
@@ -106,7 +110,7 @@ def submit(
     from pipelines.build import must_reach
     from pipelines.compile import compile_pipeline
 
-    must_reach(build.data)
+    must_reach(build.data, build.config)
     if "MLFLOW_TRACKING_URI" not in (build.config.resources.default.env or {}):
         raise UserError(
             "resources.default.env: MLFLOW_TRACKING_URI is missing, and a pod's own database ends with it; "
@@ -117,7 +121,12 @@ def submit(
         file = compile_pipeline(build, Path(staging) / "pipeline.yaml")
         server = Server(host, namespace)
         run_id = server.submit(
-            file, experiment.name, name or f"{experiment.name} {experiment.seed}", given, pipeline_root
+            file,
+            experiment.name,
+            name or f"{experiment.name} {experiment.seed}",
+            given,
+            pipeline_root,
+            service_account,
         )
     click.echo(run_id)
     if wait:

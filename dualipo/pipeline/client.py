@@ -67,9 +67,18 @@ class Server:
             self.client = kfp.Client(host=host, existing_token=os.environ.get(TOKEN), **options)
 
     def submit(
-        self, pipeline: Path, experiment: str, name: str, tags: Mapping[str, str], root: str | None = None
+        self,
+        pipeline: Path,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str],
+        root: str | None = None,
+        account: str | None = None,
     ) -> str:
-        """Starts a run of a compiled pipeline; returns its id. Tags go into the description: KFP's runs have none."""
+        """Starts a run of a compiled pipeline; returns its id. Tags go into the description: KFP's runs have none.
+
+        `root`: where artifacts go, `account`: the service account of the pods; the server's own where None.
+        """
         import kfp_server_api as api
 
         documents = list(yaml.safe_load_all(pipeline.read_text()))
@@ -84,6 +93,7 @@ class Server:
                 display_name=name,
                 description="\n".join(f"{key}={value}" for key, value in tags.items()),
                 pipeline_spec=spec,
+                service_account=account,
                 runtime_config=api.V2beta1RuntimeConfig(pipeline_root=root) if root else None,
             )
             # the SDK's own run_pipeline knows no description

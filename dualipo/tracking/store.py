@@ -76,7 +76,11 @@ class Store:
         try:
             yield
         except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri}: {' '.join(str(error).split())}") from error
+            said = f"MLflow at {self.uri}: {' '.join(str(error).split())}"
+            # whoever guards a server answers in words of its own, which the client takes for an internal error.
+            if "PERMISSION_DENIED" in said:
+                said += f"; on a cluster the experiment {self.experiment!r} needs rights to its models: docs/cluster.md"
+            raise UserError(said) from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
