@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dualipo.artifacts import read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.quality.evidence import Decision, Scores, load, read_verdict
@@ -28,7 +29,8 @@ def promote_generator(
     """Writes the generator of this round, its benchmark scores, and the decision.
 
     The candidate is promoted only if the label gate and the preference gate passed and its total score is at least the
-    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted.
+    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted. Where both
+    scores hold every prompt's, the decision tells the difference of the totals, paired by prompt, with its interval.
 
     Raises UserError where a gate, scores or a model folder is missing or malformed, or the two scores are of different
     suites.
@@ -46,6 +48,10 @@ def promote_generator(
         f"both gates passed; the benchmark's total is {spoken(new.mean)} points, "
         f"the incumbent's {spoken(old.mean)}, and {drop:g} may be lost."
     )
+    paired = _paired(candidate_scores, incumbent_scores)
+    if paired:
+        interval = f"{paired['mean']:+.2f} points [{paired['low']:+.2f}, {paired['high']:+.2f}]"
+        passed += f" Paired by prompt the difference is {interval}."
     outcome = Decision(
         promoted=not faults,
         reasons=faults or [passed],
@@ -56,6 +62,7 @@ def promote_generator(
             },
             "max_drop": drop,
             "gates_passed": gate_evidence(gates),
+            **({"paired_difference": paired} if paired else {}),
         },
     )
     return hand_on(
@@ -65,6 +72,12 @@ def promote_generator(
         out=(generator, scores),
         file=decision,
     )
+
+
+def _paired(candidate_scores: Path, incumbent_scores: Path) -> dict[str, float] | None:
+    from dualipo.evaluation.vbench.resampling import RESAMPLES, paired_total
+
+    return paired_total(read_json(incumbent_scores), read_json(candidate_scores), seed=0, resamples=RESAMPLES)
 
 
 def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list[str]:

@@ -138,13 +138,17 @@ class Registry:
     ) -> set[str]:
         """Ties every number of a scores file to the version's model and to the data set it was measured on.
 
-        Returns the keys of the metrics logged.
+        Their keys start with the file's `namespace`, where it has one. Returns the keys of the metrics logged.
         """
-        numbers = flatten(scores)
+        numbers = flatten(scores, scores.get("namespace", ""))
         series = {key: [(0, value)] for key, value in numbers.items()}
         self.store.log_metrics(run_id, series, timestamp, version.model_id, dataset)
-        means = {key: f"{value:.6g}" for key, value in numbers.items() if key in ("total.mean", "agreement.mean")}
-        self.set_tags(version, {**means, "scores": json.dumps(scores, sort_keys=True)})
+        means = {
+            key: f"{value:.6g}" for key, value in flatten(scores).items() if key in ("total.mean", "agreement.mean")
+        }
+        # lists are long: the scores of every prompt.
+        shown = {key: value for key, value in scores.items() if not isinstance(value, list)}
+        self.set_tags(version, {**means, "scores": json.dumps(shown, sort_keys=True)})
         return set(numbers)
 
     def crown(self, version: Version) -> None:
