@@ -43,7 +43,7 @@ def start(
 
     check_data(seed_labels, test_labels, real_clips, benchmark)
     if config.evaluate.suite == "vbench":
-        _check_captions(real_clips)
+        check_captions(real_clips)
     measured = measure_agreement(config, base_critic, test_labels)
     write_json(agreement, measured)
     found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
@@ -61,7 +61,8 @@ def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, *
     return benchmark_chunks(config, base_generator, benchmark, job.work)
 
 
-def _check_captions(real_clips: Path) -> None:
+def check_captions(real_clips: Path) -> None:
+    """Raises UserError where a real clip's caption is one of VBench's prompts."""
     from dualipo.evaluation.vbench.prompts import official_texts
 
     captions = {row.prompt for row in read_rows(find_table(real_clips, "captions"), RealClip)}

@@ -174,8 +174,9 @@ class _Scoring:
             )
         if unscored:
             raise UserError(
-                f"{len(unscored)} of VBench's dimensions have no scores: {', '.join(unscored)}; set evaluate.vbench_python, or "
-                f"have the clips in {self.folder} scored elsewhere and run the step again with --import"
+                f"{len(unscored)} of VBench's dimensions have no scores: {', '.join(unscored)}; set "
+                f"evaluate.vbench_python, or have the clips in {self.folder} scored elsewhere and run the step again "
+                "with --import"
             )
         return found
 
