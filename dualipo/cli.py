@@ -175,6 +175,55 @@ class _StepCommand(click.Command):
             formatter.write_dl(rows)
 
 
+class _BenchmarkCommand(_StepCommand):
+    """A step that runs the benchmark: shorthands of one suite, and what goes in and out of it besides."""
+
+    def __init__(self, step: Step):
+        super().__init__(step)
+        archive = click.Path(dir_okay=False, path_type=Path)
+        self.params += [
+            click.Option(["--suite"], metavar="NAME", help="Short for -S evaluate.suite=NAME."),
+            click.Option(
+                ["--import", "given"],
+                type=click.Path(exists=True, path_type=Path),
+                help="VBench's results of these clips, computed elsewhere: a JSON file, a folder or a zip of them.",
+            ),
+            click.Option(["--archive"], type=archive, help="Also writes a zip for VBench's leaderboard."),
+        ]
+
+    def _run(
+        self,
+        data: Path | None,
+        params: tuple[Path, ...],
+        overrides: tuple[str, ...],
+        folder: Path,
+        force: bool,
+        round_name: str | None = None,
+        suite: str | None = None,
+        given: Path | None = None,
+        archive: Path | None = None,
+        **ports: Path | None,
+    ) -> None:
+        config = load_parameters(folder, params, (*overrides, *([f"evaluate.suite={suite}"] if suite else [])))
+        if (given or archive) and config.evaluate.suite != "vbench":
+            raise UserError("--import and --archive are of VBench's results; add --suite vbench")
+        from dualipo.engine import execute
+
+        bindings = {name: path for name, path in ports.items() if path is not None}
+        outcome = execute(
+            self.step, config, folder, round_name, bindings, force=force, data=data_path(data), given=given
+        )
+        click.echo(outcome)
+        if given and outcome.skipped:
+            raise UserError("--import: the step is done already, nothing was imported; add --force to do it anew")
+        if archive:
+            from dualipo.artifacts import read_json
+            from dualipo.evaluation.vbench.suite import write_archive
+
+            write_archive(outcome.outputs["benchmark_clips"], read_json(outcome.outputs["scores"]), archive)
+            click.echo(f"archive: {archive}")
+
+
 def _port_option(name: str, port: Port, direction: str) -> click.Option:
     where = port.bind("DATA", "ROUND", "PREV")
     path = click.Path(path_type=Path)
@@ -211,7 +260,7 @@ def run_command(
 
 
 for _step in GRAPH.values():
-    cli.add_command(_StepCommand(_step))
+    cli.add_command((_BenchmarkCommand if "benchmark_clips" in _step.outputs else _StepCommand)(_step))
 
 
 # ---- around it

@@ -22,6 +22,24 @@ NonNegative = Annotated[float, Field(ge=0)]
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Ki|Mi|Gi|Ti)$")]
 """An amount of memory as Kubernetes writes it."""
 RewardLoss = Literal["btt", "bt", "regression"]
+VBenchDimension = Literal[
+    "subject_consistency",
+    "background_consistency",
+    "temporal_flickering",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+    "object_class",
+    "multiple_objects",
+    "human_action",
+    "color",
+    "spatial_relationship",
+    "scene",
+    "appearance_style",
+    "temporal_style",
+    "overall_consistency",
+]
 
 
 class Section(BaseModel):
@@ -241,8 +259,9 @@ class Align(Section):
 
 
 class Evaluate(Section):
-    suite: Literal["small_world"] = "small_world"
+    suite: Literal["small_world", "vbench"] = "small_world"
     samples_per_prompt: PositiveInt = 3
+    """Clips of each prompt; `vbench` takes VBench's 5 whatever stands here."""
     steps: PositiveInt = 12
     guidance: NonNegative = 1.0
     batch_size: PositiveInt = 64
@@ -250,6 +269,21 @@ class Evaluate(Section):
     """As `generate.size`."""
     bootstrap: PositiveInt = 2000
     """Resamples over prompts behind each confidence interval."""
+    vbench_python: str | None = None
+    """Interpreter of the environment that has VBench (docs/vbench.md); null samples, and takes scores by --import."""
+    vbench_dimensions: tuple[VBenchDimension, ...] | None = None
+    """Of VBench's 16, those to measure; without one of them the totals that need it are undefined. null: all."""
+    vbench_prompts: PositiveInt | None = None
+    """Prompts of each of VBench's eleven kinds, a subset that the metrics' name tells; null: the official suite."""
+    vbench_static_filter: bool = True
+    """25 clips of temporal flickering's prompts, of which VBench's static filter leaves up to 5, as VBench asks; off: 5
+    unfiltered ones, which the metrics' name tells."""
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the scores: not where VBench is, and of another suite nothing of VBench."""
+        content = self.model_dump(mode="json")
+        hidden = ["vbench_python"] if self.suite == "vbench" else [key for key in content if key.startswith("vbench_")]
+        return {key: value for key, value in content.items() if key not in hidden}
 
 
 class PromoteGenerator(Section):
@@ -416,11 +450,20 @@ class Config(Section):
             known.add(name)
         return self
 
+    def identity(self, section: str) -> dict[str, Any]:
+        """A section's parameters as far as they change what is made."""
+        found = getattr(self, section)
+        if isinstance(found, Evaluate):
+            return found.identity()
+        return self.model_dump(mode="json", include={section})[section]
+
     def digest(self) -> str:
         """md5 over all parameters that change what is made, the same for equal ones however they were written down."""
         import hashlib
 
-        return hashlib.md5(self.model_dump_json(exclude={"resources", "train_job"}).encode()).hexdigest()
+        shown = set(Evaluate.model_fields) - self.evaluate.identity().keys()
+        exclude = {"resources": True, "train_job": True, "evaluate": shown}
+        return hashlib.md5(self.model_dump_json(exclude=exclude).encode()).hexdigest()
 
 
 def load_config(*files: str | Path, overrides: dict[str, Any] | None = None) -> Config:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualipo import __version__
-from dualipo.artifacts import Digest, digest, move, remove, replace, write_json
+from dualipo.artifacts import Digest, copy, digest, move, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.runtime import chunk_threads, disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
-from dualipo.steps import BASE, GRAPH, Job, Port, Step, Summary, derive_seed
+from dualipo.steps import BASE, GIVEN, GRAPH, Job, Port, Step, Summary, derive_seed
 from dualipo.steps.sharding import Shard, put_together, write_part
 
 if TYPE_CHECKING:
@@ -70,16 +70,18 @@ def execute(
     track: bool = True,
     data: str | Path = "data",
     parts: Sequence[Path] = (),
+    given: Path | None = None,
 ) -> Outcome:
     """Runs one step of one round in the experiment's folder `root`, or finds that nothing has changed.
 
     `bindings` puts other paths in the place of ports' own; `data` is the data folder, relative to `root` or absolute;
-    `parts` are what `execute_shard` made of every shard of this very call, in place of the work in them.
+    `parts` are what `execute_shard` made of every shard of this very call, in place of the work in them; `given` is a
+    file or folder of results that the step goes on from (`steps.GIVEN`), as far as it knows such.
     Outputs appear only complete, and by renaming: who is killed, or runs out of disk, leaves the outputs of before or
     none, and the same call completes the work. Raises UserError where an input is missing, the round is unknown, the
     same step is already running here, or the disk is full.
     """
-    call = _Call(step, config, Path(root), *_rounds(step, config, round_name), parts=parts)
+    call = _Call(step, config, Path(root), *_rounds(step, config, round_name), parts=parts, given=given)
     call.bind(data, bindings or {})
     with disk_trouble(call.title, call.root), lock(call.lock, call.title):
         call.require_inputs()
@@ -178,6 +180,7 @@ class _Call:
     prev: str
     parts: Sequence[Path] = ()
     shard: Shard | None = None
+    given: Path | None = None
 
     def bind(self, data: str | Path, bindings: Mapping[str, str | Path]) -> None:
         unknown = set(bindings) - set(self.step.inputs) - set(self.step.outputs)
@@ -224,10 +227,9 @@ class _Call:
 
     @cached_property
     def fingerprint(self) -> str:
-        parameters = self.config.model_dump(mode="json")
         identity = {
             "step": self.step.name,
-            "sections": {name: parameters[name] for name in self.step.sections},
+            "sections": {name: self.config.identity(name) for name in self.step.sections},
             "seed": self.seed,
             "inputs": {port: found.md5 for port, found in self.input_digests.items()},
             "version": __version__,
@@ -281,6 +283,8 @@ class _Call:
                 path.mkdir(parents=True, exist_ok=True)
             if self.parts:
                 put_together(self.parts, self.step, self.fingerprint, self.work)
+            if self.given:
+                copy(self.given, self.work / GIVEN)
             job = self._job()
             begin = time.monotonic()
             summary = self._run(job, staged)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from dualipo.config import Config, Training
 from dualipo.critic.frames import MAX_FRAMES
+from dualipo.evaluation.vbench.prompts import Selection, select
 from dualipo.sizes import Backbone, Critic
 
 GB = 1e9
@@ -61,8 +62,8 @@ class Setup:
     prompt_tokens: int = 60
     test_pairs: int = 1000
     """Pairs of the human test set."""
-    benchmark_prompts: int = 946
-    """Entries of VBench's suite."""
+    benchmark_prompts: int = 944
+    """As many as VBench has, where another suite than VBench measures."""
     bits_a_pixel: float = 1.0
     """Of stored clips, H.264 at high quality."""
 
@@ -111,8 +112,21 @@ class _Cost:
         return self.config.prompts.count * self.config.generate.candidates
 
     @property
+    def benchmark_prompts(self) -> int:
+        return len(self._vbench.prompts) if self._vbench else self.setup.benchmark_prompts
+
+    @property
     def benchmark_clips(self) -> int:
+        if self._vbench:
+            return sum(self._vbench.samples(prompt.id) for prompt in self._vbench.prompts)
         return self.setup.benchmark_prompts * self.config.evaluate.samples_per_prompt
+
+    @property
+    def _vbench(self) -> Selection | None:
+        section = self.config.evaluate
+        if section.suite != "vbench":
+            return None
+        return select(section.vbench_dimensions, section.vbench_prompts, section.vbench_static_filter)
 
     @property
     def step_clips(self) -> tuple[int, int]:
@@ -198,9 +212,7 @@ class _Cost:
             "check_critic": self.seeing(2 * self.setup.test_pairs)
             + self.asking(2 * self.setup.test_pairs, 2, check.paths, check.batch_size),
             "prefer": self.preferring(rating),
-            "evaluate": self.sampling(
-                self.benchmark_clips, self.setup.benchmark_prompts, evaluate.steps, evaluate.guidance
-            ),
+            "evaluate": self.sampling(self.benchmark_clips, self.benchmark_prompts, evaluate.steps, evaluate.guidance),
         }
         if train.algorithm != "none":
             # two paths a pair, once more under the reference; two clips a question, the longer kind.
@@ -329,8 +341,8 @@ class _Cost:
             f"VAE: {backbone.vae_decode / 1e6:.1f}e6 operations a pixel to decode, "
             f"{backbone.vae_encode / 1e6:.1f}e6 to encode; "
             f"3 feature maps of {backbone.vae_channels} channels for {backbone.vae_chunk} frames are alive",
-            f"human test set of {setup.test_pairs} pairs; benchmark of {setup.benchmark_prompts} prompts, "
-            f"{config.evaluate.samples_per_prompt} clip(s) each; its scoring is not counted",
+            f"human test set of {setup.test_pairs} pairs; benchmark of {self.benchmark_prompts} prompts, "
+            f"{self.benchmark_clips} clips; its scoring is not counted",
             "text encoder and VAE stay on the GPU while sampling, and leave it while aligning",
             f"clips at {setup.bits_a_pixel:g} bit a pixel; models four times: candidate, promoted, and both registered",
             "waiting, start-up, data loading, failures and communication are not counted",

@@ -14,6 +14,7 @@ from dualipo import __version__
 from dualipo.artifacts import INDEX, Digest, digest, read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
+from dualipo.evaluation.vbench.resampling import paired_total
 from dualipo.media.store import MANIFEST, ClipStore
 from dualipo.media.video import encode_clip
 from dualipo.quality.evidence import Decision, Verdict
@@ -69,7 +70,9 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
     observer = config.train_reward.enabled
     rounds = [_round(runs, BASE, None, observer)]
     if rounds[0]["scores"]["total"] is None:
-        raise UserError(f"{runs / BASE / 'scores.json'}: the total is null; measure the base model again")
+        raise UserError(
+            f"{runs / BASE / 'scores.json'}: the total is null; measure the base model again, in every dimension"
+        )
     for name, entry in config.rounds.items():
         rounds.append(_round(runs, name, entry.prev, observer))
     _mark_carried(rounds)
@@ -257,6 +260,10 @@ def _gain(runs: Path, final: str, resamples: int) -> dict[str, Any] | None:
     """Final minus base, paired by prompt: mean and 95 percent percentile bootstrap interval over prompts, in points."""
     if final == BASE:
         return None
+    before, after = read_json(runs / BASE / "scores.json"), read_json(runs / final / "scores.json")
+    if "by_prompt" in before:
+        found = paired_total(before, after, 0, resamples)
+        return found and {**found, "prompts": before["prompts"]}
     totals = []
     for name in (BASE, final):
         by_prompt: dict[str, list[float]] = {}

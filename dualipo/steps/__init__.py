@@ -20,6 +20,8 @@ Kind = Literal["data", "clips", "dataset", "critic", "reward", "generator", "gat
 """What lies at a port: decides how it is tracked."""
 BASE = "base"
 """The round before the first: the models as they came."""
+GIVEN = "given"
+"""In a step's scratch folder: results made elsewhere that it goes on from."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def promote_generator(
     The candidate is promoted only if the label gate and the preference gate passed and its total score is at least the
     incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted. Where a
     VideoReward scored the preferences, it has to agree with people as an accepted critic does
-    (`check_critic.min_agreement`).
+    (`check_critic.min_agreement`). Where both scores hold every prompt's, the decision tells the difference of the
+    totals, paired by prompt, with its interval.
 
     Raises UserError where a gate, scores or a model folder is missing or malformed, the two scores are of different
     suites, or the VideoReward that scored was not measured.
@@ -60,6 +61,10 @@ def promote_generator(
         f"both gates passed; the benchmark's total is {spoken(new.mean)} points, "
         f"the incumbent's {spoken(old.mean)}, and {drop:g} may be lost."
     )
+    paired = _paired(candidate_scores, incumbent_scores)
+    if paired:
+        interval = f"{paired['mean']:+.2f} points [{paired['low']:+.2f}, {paired['high']:+.2f}]"
+        passed += f" Paired by prompt the difference is {interval}."
     outcome = Decision(
         promoted=not faults,
         reasons=faults or [passed],
@@ -71,6 +76,7 @@ def promote_generator(
             "max_drop": drop,
             "gates_passed": gate_evidence(gates),
             **evidence,
+            **({"paired_difference": paired} if paired else {}),
         },
     )
     return hand_on(
@@ -90,6 +96,12 @@ def _scorer_agreement(baselines: Path) -> float | None:
             "and `dualipo check_reward` with these parameters"
         )
     return parse(Agreement, measured, baselines).agreement.mean
+
+
+def _paired(candidate_scores: Path, incumbent_scores: Path) -> dict[str, float] | None:
+    from dualipo.evaluation.vbench.resampling import RESAMPLES, paired_total
+
+    return paired_total(read_json(incumbent_scores), read_json(candidate_scores), seed=0, resamples=RESAMPLES)
 
 
 def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list[str]:

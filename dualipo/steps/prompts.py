@@ -12,7 +12,7 @@ from dualipo.steps import Job, Summary
 
 
 def prompts(config: Config, job: Job, *, test_labels: Path, benchmark: Path, prompts: Path, audit: Path) -> Summary:
-    """Writes the round's prompts and their audit; no prompt of the human test set or the benchmark is among them.
+    """Writes the round's prompts and their audit; none of the human test set, the benchmark or VBench is among them.
 
     Raises UserError where those tables or the space cannot be read, the schedule names a round that is not there, or
     the target cannot be met.
@@ -41,7 +41,9 @@ def prompts(config: Config, job: Job, *, test_labels: Path, benchmark: Path, pro
 
 
 def held_out_texts(test_labels: Path, benchmark: Path) -> frozenset[str]:
-    """Every prompt text of the human test set and of the benchmark."""
+    """Every prompt text of the human test set, of the benchmark, and of VBench, whatever suite measures this run."""
+    from dualipo.evaluation.vbench.prompts import official_texts
+
     ratings, choices = read_labels(test_labels)
     tested = {row.prompt for row in [*ratings, *choices]}
-    return frozenset(tested | {row.text for row in read_rows(benchmark, Prompt)})
+    return official_texts() | tested | {row.text for row in read_rows(benchmark, Prompt)}

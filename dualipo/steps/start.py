@@ -42,6 +42,8 @@ def start(
     from dualipo.steps.evaluate import benchmark_sheet
 
     check_data(seed_labels, test_labels, real_clips, benchmark)
+    if config.evaluate.suite == "vbench":
+        check_captions(real_clips)
     measured = measure_agreement(config, base_critic, test_labels)
     write_json(agreement, measured)
     found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
@@ -57,6 +59,15 @@ def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, *
     from dualipo.evaluation.benchmark import benchmark_chunks
 
     return benchmark_chunks(config, base_generator, benchmark, job.work)
+
+
+def check_captions(real_clips: Path) -> None:
+    """Raises UserError where a real clip's caption is one of VBench's prompts."""
+    from dualipo.evaluation.vbench.prompts import official_texts
+
+    captions = {row.prompt for row in read_rows(find_table(real_clips, "captions"), RealClip)}
+    if shared := sorted(captions & official_texts()):
+        raise UserError(f"{real_clips}: caption {shared[0]!r} is a prompt of VBench, which no generator may train on")
 
 
 def check_data(seed_labels: Path, test_labels: Path, real_clips: Path, benchmark: Path) -> None:

@@ -145,14 +145,18 @@ class Registry:
     ) -> set[str]:
         """Ties every number of a scores file to the version's model and to the data set it was measured on.
 
-        Returns the keys of the metrics logged, which begin with `prefix`.
+        Returns the keys of the metrics logged, which begin with `prefix` and the file's `namespace`, where it has one.
         """
-        numbers = flatten(scores)
-        series = {prefix + key: [(0, value)] for key, value in numbers.items()}
+        numbers = flatten(scores, prefix + scores.get("namespace", ""))
+        series = {key: [(0, value)] for key, value in numbers.items()}
         self.store.log_metrics(run_id, series, timestamp, version.model_id, dataset)
-        means = {key: f"{value:.6g}" for key, value in numbers.items() if key in ("total.mean", "agreement.mean")}
-        self.set_tags(version, {**means, "scores": json.dumps(scores, sort_keys=True)})
-        return set(series)
+        means = {
+            key: f"{value:.6g}" for key, value in flatten(scores).items() if key in ("total.mean", "agreement.mean")
+        }
+        # lists are long: the scores of every prompt.
+        shown = {key: value for key, value in scores.items() if not isinstance(value, list)}
+        self.set_tags(version, {**means, "scores": json.dumps(shown, sort_keys=True)})
+        return set(numbers)
 
     def crown(self, version: Version) -> None:
         """Makes `version` the champion, and a champion of other number the previous one."""

@@ -157,7 +157,7 @@ class Tracker:
     def _log_links(self, record: _Record) -> None:
         """Parameters, configuration, and every input and output with its md5."""
         run_id = record.run_id
-        sections = self.config.model_dump(mode="json", include=set(record.step.sections))
+        sections = {name: self.config.identity(name) for name in record.step.sections}
         params = {f"{section}.{key}": value for section, content in sections.items() for key, value in content.items()}
         self.store.log_params(run_id, params)
         self.store.client.log_text(run_id, config_json(self.config), "config.json")
@@ -186,8 +186,9 @@ class Tracker:
             return
         number = 0 if record.round == BASE else list(self.config.rounds).index(record.round) + 1
         for port in _SCORED.keys() & record.outputs.keys():
-            scores = flatten(read_json(record.outputs[port].location))
-            headline = {f"{port}.{key}": [(number, v)] for key, v in scores.items() if key.endswith(".mean")}
+            content = read_json(record.outputs[port].location)
+            scores = flatten(content, f"{content.get('namespace', '')}{port}.")
+            headline = {key: [(number, v)] for key, v in scores.items() if key.endswith(".mean")}
             self.store.log_metrics(experiment, headline, record.started)
 
     def _register(self, record: _Record) -> set[str]:
