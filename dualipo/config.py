@@ -7,11 +7,12 @@ Every section is named after the step that reads it. Unknown keys are refused, w
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dualipo.errors import UserError
 
@@ -32,6 +33,34 @@ class Experiment(Section):
     """MLflow experiment; the registered models are `<name>-critic` and `<name>-generator`."""
     seed: int = Field(0, ge=0)
     """Root of every random stream of the run."""
+
+
+HUB = "hub/"
+"""Begins the name of a model on the Hugging Face hub: `hub/OWNER/NAME@COMMIT`, also where its snapshot lies."""
+
+
+class Models(Section):
+    """The base models: folders of the data folder, `data/NAME` whatever folder that is, or `hub/OWNER/NAME@COMMIT`, one
+    commit of the Hugging Face hub, fetched when it is first needed."""
+
+    generator: str = "data/generator"
+    critic: str = "data/critic"
+    critic_reference: str = "data/critic_reference"
+    """The critic before its warm start, which certainties refer to."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_folder_or_pinned(cls, value: str) -> str:
+        name = r"[A-Za-z0-9_][-A-Za-z0-9_.]*"
+        if re.fullmatch(f"{HUB}{name}/{name}(@.*)?", value):
+            if not re.fullmatch(r".*@[0-9a-f]{40}", value):
+                raise ValueError(
+                    "pin the commit, so that the model stays the same: hub/OWNER/NAME@COMMIT with all its 40 digits, as "
+                    "the model's page shows it under History"
+                )
+        elif not re.fullmatch(f"data(/{name})+", value):
+            raise ValueError("name a folder of the data folder, data/NAME, or a model of the hub, hub/OWNER/NAME@COMMIT")
+        return value
 
 
 class Prompts(Section):
@@ -345,6 +374,7 @@ class Config(Section):
     """All of params.yaml."""
 
     experiment: Experiment = Experiment()
+    models: Models = Models()
     prompts: Prompts = Prompts()
     generate: Generate = Generate()
     label: Label = Label()

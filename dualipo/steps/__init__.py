@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from dualipo.config import Models
     from dualipo.resume import Chunks
 
 Kind = Literal["data", "clips", "dataset", "critic", "generator", "gate", "scores", "curves", "page"]
@@ -28,8 +29,13 @@ class Port:
 
     path: str
     kind: Kind
+    model: str | None = None
+    """The key of the section `models` that says where it lies; `path` is that key's default."""
 
-    def bind(self, data: str, round_name: str, prev: str) -> str:
+    def bind(self, data: str, round_name: str, prev: str, models: Models | None = None) -> str:
+        if self.model and models:
+            chosen: str = getattr(models, self.model)
+            return f"{data}/{chosen.removeprefix('data/')}" if chosen.startswith("data/") else chosen
         return self.path.format(data=data, round=round_name, prev=prev)
 
 
@@ -113,14 +119,18 @@ def _data(name: str, kind: Kind = "data") -> Port:
     return Port(f"{{data}}/{name}", kind)
 
 
+def _model(name: str, kind: Kind) -> Port:
+    return Port(f"{{data}}/{name}", kind, model=name)
+
+
 _STEPS = [
     Step(
         "start",
         "Adopt the base generator and critic, and measure both before the first round.",
         ("experiment", "check_critic", "evaluate"),
         {
-            "base_generator": _data("generator", "generator"),
-            "base_critic": _data("critic", "critic"),
+            "base_generator": _model("generator", "generator"),
+            "base_critic": _model("critic", "critic"),
             "seed_labels": _data("seed"),
             "test_labels": _data("test"),
             "real_clips": _data("real"),
@@ -160,7 +170,7 @@ _STEPS = [
         {
             "candidates": _round("candidates", "clips"),
             "critic": _prev("critic", "critic"),
-            "critic_reference": _data("critic_reference", "critic"),
+            "critic_reference": _model("critic_reference", "critic"),
         },
         {"labels": _round("labels", "dataset")},
         gpu=True,
@@ -239,7 +249,7 @@ _STEPS = [
             "candidates": _round("candidates", "clips"),
             "real_clips": _data("real"),
             "generator": _prev("generator", "generator"),
-            "base_generator": _data("generator", "generator"),
+            "base_generator": _model("generator", "generator"),
         },
         {"candidate": _round("generator_candidate", "generator"), "curves": _round("align_curves.csv", "curves")},
         gpu=True,
