@@ -55,11 +55,13 @@ class Models(Section):
         if re.fullmatch(f"{HUB}{name}/{name}(@.*)?", value):
             if not re.fullmatch(r".*@[0-9a-f]{40}", value):
                 raise ValueError(
-                    "pin the commit, so that the model stays the same: hub/OWNER/NAME@COMMIT with all its 40 digits, as "
-                    "the model's page shows it under History"
+                    "pin the commit, so that the model stays the same: hub/OWNER/NAME@COMMIT with all its 40 digits, "
+                    "as the model's page shows it under History"
                 )
         elif not re.fullmatch(f"data(/{name})+", value):
-            raise ValueError("name a folder of the data folder, data/NAME, or a model of the hub, hub/OWNER/NAME@COMMIT")
+            raise ValueError(
+                "name a folder of the data folder, data/NAME, or a model of the hub, hub/OWNER/NAME@COMMIT"
+            )
         return value
 
 
@@ -230,6 +232,43 @@ class Align(Section):
         return self
 
 
+class LatentReward(Section):
+    train: bool = False
+    """`prefer` also writes each clip's score on each dimension, and `align` trains on them the reward on noisy latents
+    that Flow-NRG steers by, into the candidate's folder. Rectified-flow generators alone."""
+    layers: PositiveInt = 1
+    """The generator's first blocks that it is built on."""
+    learning_rate: Positive = 1e-3
+    warmup_steps: int = Field(10, ge=0)
+    steps: PositiveInt = 100
+    batch_size: PositiveInt = 16
+    """Preference pairs a step."""
+
+
+class Weights(Section):
+    """How much each dimension counts; only their ratios matter."""
+
+    semantic: NonNegative = 1.0
+    motion: NonNegative = 1.0
+    faithfulness: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _some_count(self) -> Weights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one of semantic, motion and faithfulness must be above 0")
+        return self
+
+
+class FlowNrg(Section):
+    """Reward guidance at sampling (VideoAlign eq. 11); a generator without a reward, as the base one, does without."""
+
+    generate: NonNegative = 0.0
+    """Scale w of the reward's gradient where candidates are sampled; 0 samples without."""
+    evaluate: NonNegative = 0.0
+    """The same where a generator candidate is measured."""
+    weights: Weights = Weights()
+
+
 class Evaluate(Section):
     suite: Literal["small_world"] = "small_world"
     samples_per_prompt: PositiveInt = 3
@@ -382,7 +421,9 @@ class Config(Section):
     train_critic: TrainCritic = TrainCritic()
     check_critic: CheckCritic = CheckCritic()
     prefer: Prefer = Prefer()
+    latent_reward: LatentReward = LatentReward()
     align: Align = Align()
+    flow_nrg: FlowNrg = FlowNrg()
     evaluate: Evaluate = Evaluate()
     promote_generator: PromoteGenerator = PromoteGenerator()
     train_job: TrainJob = TrainJob()
@@ -398,6 +439,12 @@ class Config(Section):
             if entry.prev not in known:
                 raise ValueError(f"rounds: round {name} follows {entry.prev!r}, which does not stand above it")
             known.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_has_a_reward(self) -> Config:
+        if (self.flow_nrg.generate or self.flow_nrg.evaluate) and not self.latent_reward.train:
+            raise ValueError("flow_nrg: reward guidance needs a reward; set latent_reward.train: true")
         return self
 
     def digest(self) -> str:

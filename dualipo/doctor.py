@@ -149,7 +149,9 @@ def _data(folder: Path, data: Path, models: Models | None) -> Iterator[Finding]:
     else:
         yield Finding("data", "ok", str(folder / data))
     for path in sorted(path for path in absent if path.startswith(HUB)):
-        yield Finding("model", "optional", f"{path}: not here yet", "`dualipo run` fetches it; to do so now: dualipo fetch")
+        yield Finding(
+            "model", "optional", f"{path}: not here yet", "`dualipo run` fetches it; to do so now: dualipo fetch"
+        )
 
 
 def _tracking(folder: Path) -> Finding:

@@ -44,7 +44,9 @@ def make_loop(build: Build) -> Any:
         train_critic_params: str = build.parameter("train_critic"),
         check_critic_params: str = build.parameter("check_critic"),
         prefer_params: str = build.parameter("prefer"),
+        latent_reward_params: str = build.parameter("latent_reward"),
         align_params: str = build.parameter("align"),
+        flow_nrg_params: str = build.parameter("flow_nrg"),
         evaluate_params: str = build.parameter("evaluate"),
         promote_generator_params: str = build.parameter("promote_generator"),
     ) -> Made:

@@ -157,7 +157,7 @@ _STEPS = [
     Step(
         "generate",
         "Sample candidates for every prompt from the incumbent generator.",
-        ("experiment", "generate"),
+        ("experiment", "generate", "flow_nrg"),
         {"prompts": _round("prompts.jsonl", "dataset"), "generator": _prev("generator", "generator")},
         {"candidates": _round("candidates", "clips")},
         gpu=True,
@@ -234,7 +234,7 @@ _STEPS = [
     Step(
         "prefer",
         "Score the candidates with the accepted critic and keep each prompt's best and worst.",
-        ("experiment", "label", "prefer"),
+        ("experiment", "label", "prefer", "latent_reward"),
         {"candidates": _round("candidates", "clips"), "critic": _round("critic", "critic")},
         {"preferences": _round("preferences", "dataset"), "gate": _round("preference_gate", "gate")},
         gpu=True,
@@ -243,7 +243,7 @@ _STEPS = [
     Step(
         "align",
         "Align the generator with the preferences (Diffusion-DPO or Diffusion-KTO).",
-        ("experiment", "align"),
+        ("experiment", "latent_reward", "align"),
         {
             "preferences": _round("preferences", "dataset"),
             "candidates": _round("candidates", "clips"),
@@ -258,7 +258,7 @@ _STEPS = [
     Step(
         "evaluate",
         "Benchmark the generator candidate on held-out prompts.",
-        ("experiment", "evaluate"),
+        ("experiment", "evaluate", "flow_nrg"),
         {"candidate": _round("generator_candidate", "generator"), "benchmark": _data("benchmark.jsonl")},
         {
             "scores": _round("generator_candidate_scores.json", "scores"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from dualipo.artifacts import write_json
 from dualipo.config import Config
-from dualipo.records import Clip, Desirability, Preference, write_rows
+from dualipo.records import DIMENSIONS, Clip, ClipScores, Desirability, Preference, write_rows
 from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
     Normal desirable, Bad not) and summary.json, and the gate's verdict on the pairs.
 
     What lies in the critic's folder says how a clip is scored: by a generative critic's votes, or by a VideoReward
-    (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is Bad.
+    (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is Bad. With
+    `latent_reward.train` there is dimensions.jsonl too: each clip's score on each dimension.
     """
     from dualipo.media.sheets import side_by_side
     from dualipo.media.store import ClipStore
@@ -44,6 +44,10 @@ def prefer(config: Config, job: Job, *, candidates: Path, critic: Path, preferen
     ]  # fmt: skip
     write_rows(preferences / "pairs.jsonl", pairs)
     write_rows(preferences / "desirability.jsonl", scored)
+    if config.latent_reward.train:
+        apart = [(item["row"]["clip"], item["dimensions"]) for item in made if "row" in item]
+        rows = [ClipScores(clip=clip, **{name: own.get(name) for name in DIMENSIONS}) for clip, own in apart]
+        write_rows(preferences / "dimensions.jsonl", rows)
     summary = {
         "prompts": len(store.by_prompt()),
         "pairs": len(pairs),
@@ -80,7 +84,13 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunk
         seen = scorer.see({clip.id: store[clip.id] for clip in clips})
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
-            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
+            {
+                "clip": clip.id,
+                "prompt_id": clip.prompt_id,
+                "prompt": clip.prompt,
+                "desirable": rated[clip.id].desirable,
+                "score": rated[clip.id].score,
+            }
             for clip in clips
             if clip.id in rated
         ]
@@ -90,7 +100,8 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunk
             shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
             against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
-        return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
+        judged = [{"row": row, "dimensions": dict(rated[row["clip"]].dimensions)} for row in rows]
+        return [*judged, *({"pair": pair} for pair in ends)]
 
     return Chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
 
