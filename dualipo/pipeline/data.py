@@ -34,13 +34,16 @@ def sources(models: Models) -> dict[str, str]:
     return {name: f"data/{path}" for name, path in MEMBERS.items()} | models.model_dump()
 
 
-def fetch(uri: str, md5: str, targets: Mapping[str, Path], where: Mapping[str, str]) -> dict[str, Digest]:
+def fetch(
+    uri: str, md5: str, targets: Mapping[str, Path], where: Mapping[str, str] | None = None
+) -> dict[str, Digest]:
     """Copies the members of the data folder at `uri`, and models of the hub, to `targets`; returns their digests.
 
-    `where` is of `sources`.
+    `where` is of `sources`, by default those of the data folder alone.
     `md5` is what data.dvc says of the folder. Of a DVC remote it is what to look for; of a folder it is checked, unless
     empty. Raises UserError where the data cannot be read, is not of that md5 or lacks a member.
     """
+    where = where or sources(Models())
     with tempfile.TemporaryDirectory(dir=next(iter(targets.values())).parent) as staging:
         folder = Path(staging) / "data"
         if uri.startswith(REMOTE):
