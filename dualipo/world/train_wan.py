@@ -35,7 +35,7 @@ CAPTIONS = 3000
 def train_wan(
     folder: Path,
     seed: int = 0,
-    vae_steps: int = 480,
+    vae_steps: int = 1000,
     steps: int = 2600,
     wild_steps: int = 1000,
     batch_size: int = 32,
@@ -73,21 +73,22 @@ def make_vae(clips: np.ndarray, steps: int, seed: int) -> Any:
 
     rng = _stream(seed, "vae")
     vae = AutoencoderKLWan(
-        base_dim=16,
+        base_dim=24,
         z_dim=CHANNELS,
-        dim_mult=[1, 2],
+        dim_mult=[1, 1],
         num_res_blocks=1,
         temperal_downsample=[True],
         in_channels=12,  # three colours of 2 by 2 pixels
         out_channels=12,
         patch_size=2,
+        is_residual=True,
         latents_mean=[0.0] * CHANNELS,
         latents_std=[1.0] * CHANNELS,
         scale_factor_temporal=2,
         scale_factor_spatial=4,
     )
     # The first frames hold every case of the causal convolutions; the whole clip comes last.
-    train_vae(vae, clips[:, :5], steps * 3 // 4, rng, 8, 3e-3, _decode)
+    train_vae(vae, clips[:, :5], steps * 3 // 4, rng, 8, 2e-3, _decode)
     vae.train().requires_grad_(True)
     train_vae(vae, clips, steps - steps * 3 // 4, rng, 8, 1e-3, _decode)
     codes = encode(build(vae), clips[:1024])
