@@ -37,9 +37,10 @@ class LatentReward(torch.nn.Module):
         self.trunk.load_state_dict({name: stored[name].clone() for name in self.trunk.state_dict()}, assign=True)
         width = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
         self.head = torch.nn.Linear(width, len(DIMENSIONS), device=denoiser.device)
-        self._view = [generator.with_denoiser(self.trunk)]  # in a list: no submodule of this one
+        # In lists: no submodules of this one.
+        self._view = [generator.with_denoiser(self.trunk)]
         blocks = self.trunk.blocks if hasattr(self.trunk, "blocks") else self.trunk.transformer_blocks
-        self._last = blocks[-1]
+        self._last = [blocks[-1]]
 
     def forward(self, latents: Tensor, levels: Tensor, text: Tensor) -> Tensor:
         seen: list[Tensor] = []
@@ -47,7 +48,7 @@ class LatentReward(torch.nn.Module):
         def keep(block: Any, arguments: Any, output: Any) -> None:
             seen.append(output[0] if isinstance(output, tuple) else output)
 
-        handle = self._last.register_forward_hook(keep)
+        handle = self._last[0].register_forward_hook(keep)
         try:
             self._view[0].predict(latents.to(self.trunk.dtype), levels, text)
         finally:
