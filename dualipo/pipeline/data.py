@@ -34,9 +34,7 @@ def sources(models: Models) -> dict[str, str]:
     return {name: f"data/{path}" for name, path in MEMBERS.items()} | models.model_dump()
 
 
-def fetch(
-    uri: str, md5: str, targets: Mapping[str, Path], where: Mapping[str, str] | None = None
-) -> dict[str, Digest]:
+def fetch(uri: str, md5: str, targets: Mapping[str, Path], where: Mapping[str, str] | None = None) -> dict[str, Digest]:
     """Copies the members of the data folder at `uri`, and models of the hub, to `targets`; returns their digests.
 
     `where` is of `sources`, by default those of the data folder alone.

@@ -6,6 +6,7 @@ encoder, another transformer and rectified flow. The critic judges pixels, and s
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,18 @@ def train_wan(
     generator = build(codec)
     clean = encode(generator, sharp)
     found = encode(generator, np.stack([web_clip(scene, rng) for _, scene in tqdm(captions, desc="rendering")]))
-
-    def text(tokens: Any) -> torch.Tensor:
-        # As the pipeline does: what stands behind the text is zero, and attended without a mask.
-        mask = tokens["attention_mask"]
-        return generator.pipeline.text_encoder(tokens["input_ids"], mask).last_hidden_state * mask[..., None]
-
+    text = partial(embed, generator)
     train_denoiser(generator, text, clean_lessons(clean, captions, steps), texts, batch_size, 1.5e-3, rng, seed)
     wild = [(found, np.arange(len(captions)))] * wild_steps
     train_denoiser(generator, text, wild, texts, batch_size, 1e-3, rng, seed + 1)
     with atomic(folder) as temporary:
         generator.save(temporary)
+
+
+def embed(generator: Wan, tokens: Any) -> torch.Tensor:
+    """Embeddings as the pipeline makes them, with gradient: behind the text they are zero, and attended unmasked."""
+    mask = tokens["attention_mask"]
+    return generator.pipeline.text_encoder(tokens["input_ids"], mask).last_hidden_state * mask[..., None]
 
 
 def make_vae(clips: np.ndarray, steps: int, seed: int) -> Any:
