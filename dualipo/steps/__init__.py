@@ -290,6 +290,7 @@ _STEPS = [
         "One self-contained page of the whole run.",
         (
             "experiment",
+            "models",
             "rounds",
             "prompts",
             "generate",
@@ -298,7 +299,9 @@ _STEPS = [
             "train_critic",
             "check_critic",
             "prefer",
+            "latent_reward",
             "align",
+            "flow_nrg",
             "evaluate",
             "promote_generator",
         ),
