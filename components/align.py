@@ -11,6 +11,7 @@ def align(
     library: str,
     round_name: str,
     experiment_params: str,
+    latent_reward_params: str,
     align_params: str,
     preferences: Input[Dataset],
     candidates: Input[Dataset],

@@ -11,6 +11,7 @@ def load_data(
     library: str,
     data: str,
     data_md5: str,
+    models_params: str,
     generator: Output[Model],
     critic: Output[Model],
     critic_reference: Output[Model],
@@ -19,7 +20,7 @@ def load_data(
     real: Output[Dataset],
     benchmark: Output[Dataset],
 ) -> None:
-    """Base models, labels, real clips and held-out prompts, of the URI `data` and the md5 `data_md5`."""
+    """Base models, labels, real clips and held-out prompts, of the URI `data` and the md5 `data_md5`, or of the hub."""
     from dualipo.pipeline.call import load_data
 
     load_data(locals())

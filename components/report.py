@@ -10,6 +10,7 @@ from components.image import IMAGE
 def report(
     library: str,
     experiment_params: str,
+    models_params: str,
     rounds_params: str,
     prompts_params: str,
     generate_params: str,
@@ -19,7 +20,9 @@ def report(
     train_reward_params: str,
     check_critic_params: str,
     prefer_params: str,
+    latent_reward_params: str,
     align_params: str,
+    flow_nrg_params: str,
     evaluate_params: str,
     promote_generator_params: str,
     run_id: str,

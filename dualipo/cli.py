@@ -267,6 +267,21 @@ for _step in GRAPH.values():
 
 
 @cli.command()
+@parameter_options
+@folder_option
+def fetch(params: tuple[Path, ...], overrides: tuple[str, ...], folder: Path) -> None:
+    """Fetches the hub's models that the parameters name, into hub/ of the experiment's folder.
+
+    `dualipo run` does so by itself; `dvc repro` wants them there.
+    """
+    config = load_parameters(folder, params, overrides)
+    from dualipo.hub import fetch_models
+
+    for path in fetch_models(config.models, folder):
+        click.echo(path)
+
+
+@cli.command()
 @data_option
 @parameter_options
 @folder_option

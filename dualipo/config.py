@@ -7,11 +7,12 @@ Every section is named after the step that reads it. Unknown keys are refused, w
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dualipo.errors import UserError
 
@@ -51,6 +52,36 @@ class Experiment(Section):
     """MLflow experiment; the registered models are `<name>-critic`, `<name>-generator` and `<name>-reward`."""
     seed: int = Field(0, ge=0)
     """Root of every random stream of the run."""
+
+
+HUB = "hub/"
+"""Begins the name of a model on the Hugging Face hub: `hub/OWNER/NAME@COMMIT`, also where its snapshot lies."""
+
+
+class Models(Section):
+    """The base models: folders of the data folder, `data/NAME` whatever folder that is, or `hub/OWNER/NAME@COMMIT`, one
+    commit of the Hugging Face hub, fetched when it is first needed."""
+
+    generator: str = "data/generator"
+    critic: str = "data/critic"
+    critic_reference: str = "data/critic_reference"
+    """The critic before its warm start, which certainties refer to."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_folder_or_pinned(cls, value: str) -> str:
+        name = r"[A-Za-z0-9_][-A-Za-z0-9_.]*"
+        if re.fullmatch(f"{HUB}{name}/{name}(@.*)?", value):
+            if not re.fullmatch(r".*@[0-9a-f]{40}", value):
+                raise ValueError(
+                    "pin the commit, so that the model stays the same: hub/OWNER/NAME@COMMIT with all its 40 digits, "
+                    "as the model's page shows it under History"
+                )
+        elif not re.fullmatch(f"data(/{name})+", value):
+            raise ValueError(
+                "name a folder of the data folder, data/NAME, or a model of the hub, hub/OWNER/NAME@COMMIT"
+            )
+        return value
 
 
 class Prompts(Section):
@@ -258,6 +289,43 @@ class Align(Section):
         return self
 
 
+class LatentReward(Section):
+    train: bool = False
+    """`prefer` also writes each clip's score on each dimension, and `align` trains on them the reward on noisy latents
+    that Flow-NRG steers by, into the candidate's folder. Rectified-flow generators alone."""
+    layers: PositiveInt = 1
+    """The generator's first blocks that it is built on."""
+    learning_rate: Positive = 1e-3
+    warmup_steps: int = Field(10, ge=0)
+    steps: PositiveInt = 100
+    batch_size: PositiveInt = 16
+    """Preference pairs a step."""
+
+
+class Weights(Section):
+    """How much each dimension counts; only their ratios matter."""
+
+    semantic: NonNegative = 1.0
+    motion: NonNegative = 1.0
+    faithfulness: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _some_count(self) -> Weights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one of semantic, motion and faithfulness must be above 0")
+        return self
+
+
+class FlowNrg(Section):
+    """Reward guidance at sampling (VideoAlign eq. 11); a generator without a reward, as the base one, does without."""
+
+    generate: NonNegative = 0.0
+    """Scale w of the reward's gradient where candidates are sampled; 0 samples without."""
+    evaluate: NonNegative = 0.0
+    """The same where a generator candidate is measured."""
+    weights: Weights = Weights()
+
+
 class Evaluate(Section):
     suite: Literal["small_world", "vbench"] = "small_world"
     samples_per_prompt: PositiveInt = 3
@@ -418,6 +486,7 @@ class Config(Section):
     """All of params.yaml."""
 
     experiment: Experiment = Experiment()
+    models: Models = Models()
     prompts: Prompts = Prompts()
     generate: Generate = Generate()
     label: Label = Label()
@@ -426,7 +495,9 @@ class Config(Section):
     train_reward: TrainReward = TrainReward()
     check_critic: CheckCritic = CheckCritic()
     prefer: Prefer = Prefer()
+    latent_reward: LatentReward = LatentReward()
     align: Align = Align()
+    flow_nrg: FlowNrg = FlowNrg()
     evaluate: Evaluate = Evaluate()
     promote_generator: PromoteGenerator = PromoteGenerator()
     train_job: TrainJob = TrainJob()
@@ -448,6 +519,12 @@ class Config(Section):
             if entry.prev not in known:
                 raise ValueError(f"rounds: round {name} follows {entry.prev!r}, which does not stand above it")
             known.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_has_a_reward(self) -> Config:
+        if (self.flow_nrg.generate or self.flow_nrg.evaluate) and not self.latent_reward.train:
+            raise ValueError("flow_nrg: reward guidance needs a reward; set latent_reward.train: true")
         return self
 
     def identity(self, section: str) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dualipo.config import HUB
 from dualipo.errors import UserError
 from dualipo.runtime import threads
 from dualipo.steps import GRAPH
 
 if TYPE_CHECKING:
-    from dualipo.config import Config
+    from dualipo.config import Config, Models
 
 ENOUGH_DISK = 2.0
 """GiB that the small world's run and its MLflow artifacts fit in with room to spare."""
@@ -33,12 +34,14 @@ class Finding:
 def examine(folder: Path, data: Path, config: Callable[[], Config]) -> list[Finding]:
     """Looks at everything, changes nothing. `config` reads the parameters, and may raise UserError."""
     findings = [*_machine(folder), *_packages(), *_tools()]
+    models = None
     try:
         parameters = config()
+        models = parameters.models
         findings.append(Finding("parameters", "ok", f"{len(parameters.rounds)} rounds"))
     except UserError as error:
         findings.append(Finding("parameters", "missing", str(error), "correct params.yaml"))
-    return [*findings, *_data(folder / data), _tracking(folder)]
+    return [*findings, *_data(folder, data, models), _tracking(folder)]
 
 
 def format_findings(findings: list[Finding]) -> str:
@@ -136,16 +139,19 @@ def _tools() -> Iterator[Finding]:
     yield Finding("browser", "ok" if browser else "optional", browser or "not found", advice)
 
 
-def _data(data: Path) -> Iterator[Finding]:
-    ports = {
-        port.path.format(data=data) for step in GRAPH.values() for port in step.inputs.values() if "{data}" in port.path
-    }
-    absent = sorted(Path(path).name for path in ports if not Path(path).exists())
-    if absent:
+def _data(folder: Path, data: Path, models: Models | None) -> Iterator[Finding]:
+    ports = [port for step in GRAPH.values() for port in step.inputs.values() if "{data}" in port.path]
+    absent = {path for port in ports if not (folder / (path := port.bind(str(data), "", "", models))).exists()}
+    ours = sorted(Path(path).name for path in absent if not path.startswith(HUB))
+    if ours:
         advice = "fetch it with `dvc pull data.dvc`, or name another folder with --data"
-        yield Finding("data", "missing", f"{data}: without {', '.join(absent)}", advice)
+        yield Finding("data", "missing", f"{folder / data}: without {', '.join(ours)}", advice)
     else:
-        yield Finding("data", "ok", str(data))
+        yield Finding("data", "ok", str(folder / data))
+    for path in sorted(path for path in absent if path.startswith(HUB)):
+        yield Finding(
+            "model", "optional", f"{path}: not here yet", "`dualipo run` fetches it; to do so now: dualipo fetch"
+        )
 
 
 def _tracking(folder: Path) -> Finding:

@@ -25,6 +25,7 @@ from dualipo import __version__
 from dualipo.artifacts import Digest, copy, digest, move, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
+from dualipo.hub import fetch_model
 from dualipo.runtime import chunk_threads, disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
 from dualipo.steps import BASE, GIVEN, GRAPH, Job, Port, Step, Summary, derive_seed
 from dualipo.steps.sharding import Shard, put_together, write_part
@@ -190,7 +191,8 @@ class _Call:
 
         def paths(ports: dict[str, Port]) -> dict[str, Path]:
             # `root /` leaves an absolute data folder as it is.
-            own = {name: self.root / port.bind(str(data), self.round, self.prev) for name, port in ports.items()}
+            models = self.config.models
+            own = {n: self.root / port.bind(str(data), self.round, self.prev, models) for n, port in ports.items()}
             return {name: Path(bindings.get(name, path)) for name, path in own.items()}
 
         self.inputs, self.outputs = paths(self.step.inputs), paths(self.step.outputs)
@@ -209,6 +211,7 @@ class _Call:
 
     def require_inputs(self) -> None:
         for name, path in self.inputs.items():
+            fetch_model(self.config.models, self.step.inputs[name], self.root, path)
             if not path.exists():
                 remedy = _remedy(self.step.inputs[name], self.round, self.prev)
                 raise UserError(f"{path}: missing, {self.title} needs it; {remedy}")

@@ -146,6 +146,20 @@ class Desirability(Record):
     score: float
 
 
+class ClipScores(Record):
+    """One clip's scores on the dimensions that the critic judged, higher is better; null where it did not."""
+
+    clip: Text
+    semantic: float | None
+    motion: float | None
+    faithfulness: float | None
+
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """In the order of DIMENSIONS."""
+        return self.semantic, self.motion, self.faithfulness
+
+
 Row = TypeVar("Row", bound=Record)
 
 

@@ -35,6 +35,7 @@ def make_loop(build: Build) -> Any:
         data: str = build.data,
         data_md5: str = build.data_md5,
         experiment_params: str = build.parameter("experiment"),
+        models_params: str = build.parameter("models"),
         rounds_params: str = build.parameter("rounds"),
         prompts_params: str = build.parameter("prompts"),
         generate_params: str = build.parameter("generate"),
@@ -44,12 +45,15 @@ def make_loop(build: Build) -> Any:
         train_reward_params: str = build.parameter("train_reward"),
         check_critic_params: str = build.parameter("check_critic"),
         prefer_params: str = build.parameter("prefer"),
+        latent_reward_params: str = build.parameter("latent_reward"),
         align_params: str = build.parameter("align"),
+        flow_nrg_params: str = build.parameter("flow_nrg"),
         evaluate_params: str = build.parameter("evaluate"),
         promote_generator_params: str = build.parameter("promote_generator"),
     ) -> Made:
         sections = {name.removesuffix("_params"): v for name, v in locals().items() if name.endswith("_params")}
-        loaded = dress(components.load_data(library=library, data=data, data_md5=data_md5), build, None)
+        fetched = components.load_data(library=library, data=data, data_md5=data_md5, models_params=models_params)
+        loaded = dress(fetched, build, None)
         files = {f"{{data}}/{path}": loaded.outputs[name] for name, path in MEMBERS.items()}
         given = {f"data_{name}": loaded.outputs[name] for name in MEMBERS if name != "critic"}
         for step in steps_of("base"):

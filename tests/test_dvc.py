@@ -95,6 +95,29 @@ def test_every_stage_is_a_step_with_its_ports_and_sections(repository):
         assert all(out.use_cache and not out.persist for out in stage.outs)
 
 
+def test_the_models_stages_depend_on_are_the_parameters(repository, tmp_path):
+    from dvc.repo import Repo
+
+    for name in ("dvc.yaml", ".dvc/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(repository / name, tmp_path / name)
+    models = {"generator": f"hub/acme/tiny@{'0' * 40}", "critic": "data/other", "critic_reference": "data/third"}
+    params = yaml.safe_load((repository / "params.yaml").read_text()) | {"models": models}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with Repo(str(tmp_path), uninitialized=True) as repo:
+        stages = {stage.name: {dep.def_path for dep in stage.deps} for stage in repo.index.stages}
+    config = load_config(tmp_path / "params.yaml")
+    for name, own in (
+        ("start", {"generator", "critic"}),
+        ("label@1", {"critic_reference"}),
+        ("align@2", {"generator"}),
+    ):
+        ports = GRAPH[name.partition("@")[0]].inputs.values()
+        bound = {port.bind("data", "", "", config.models) for port in ports if port.model}
+        assert bound == {models[key] for key in own} <= stages[name]
+        assert not stages[name] & {"data/generator", "data/critic", "data/critic_reference"}
+
+
 def test_params_yaml_names_every_parameter_and_presets_fit_it(repository):
     written = yaml.safe_load((repository / "params.yaml").read_text())
     assert {s: set(keys) for s, keys in written.items() if s != "rounds"} == {

@@ -12,7 +12,7 @@ from numeric import central_differences, minus_log_sigmoid, random
 from dualipo.errors import UserError
 from dualipo.generator.base import load_generator
 from dualipo.generator.guidance import RewardGuidance
-from dualipo.generator.latent_reward import LatentReward, bradley_terry_loss, fit_latent_reward
+from dualipo.generator.latent_reward import LatentReward, bradley_terry_loss
 
 torch.set_num_threads(1)
 SIZE = (9, 32, 32)
@@ -148,23 +148,3 @@ def test_bradley_terry_at_extremes():
     assert even.item() == pytest.approx(math.log(2))
     with pytest.raises(ValueError, match="shapes differ"):
         bradley_terry_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1))
-
-
-def test_the_reward_learns_which_of_two_noised_clips_is_preferred(wan_folder):
-    """Pairs of a light and a dark latent: the first dimension likes light, the second dark, the third cannot tell."""
-    generator = load_generator(wan_folder)
-    torch.manual_seed(0)
-    reward = LatentReward(generator, layers=1)
-    source = torch.Generator().manual_seed(2)
-    clean = torch.randn(8, 16, 3, 4, 4, generator=source)
-    text = generator.encode_text([TEXTS[0]]).repeat(8, 1, 1)
-    preferred = torch.tensor([[1, -1, 0]]).repeat(8, 1)
-    light, dark = clean + 1, clean - 1
-    losses = fit_latent_reward(reward, generator, light, dark, text, preferred, 30, 8, 3e-3, seed=4)
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-    levels = torch.full((8,), 500.0)
-    noise = torch.randn(clean.shape, generator=source)
-    with torch.no_grad():
-        better, worse = (reward(generator.noised(x, noise, levels), levels, text) for x in (light, dark))
-    assert ((better - worse)[:, 0] > 0).all() and ((better - worse)[:, 1] < 0).all()
-    assert not any(p.requires_grad for p in reward.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from models import flat_clip, write_clips
 
 from dualipo.artifacts import read_json
-from dualipo.config import CheckCritic, Config, Label, Prefer
+from dualipo.config import CheckCritic, Config, Label, LatentReward, Prefer
 from dualipo.critic.questions import Question
 from dualipo.critic.videoreward.settings import write_none
 from dualipo.errors import UserError
@@ -24,6 +25,7 @@ from dualipo.evaluation.bootstrap import interval, paired_difference
 from dualipo.media.video import encode_clip
 from dualipo.records import (
     DIMENSIONS,
+    ClipScores,
     Desirability,
     HumanChoice,
     HumanRating,
@@ -327,11 +329,12 @@ def test_an_interrupted_labelling_equals_an_unbroken_one(run_label, monkeypatch)
 def run_prefer(candidates, tmp_path, monkeypatch):
     """Runs the step with the scripted critic; gives (pairs, scored clips, summary, passed)."""
 
-    def run(judge: Scripted, **changes):
+    def run(judge: Scripted, reward: bool = False, **changes):
         monkeypatch.setattr("dualipo.critic.base.load_critic", lambda folder: judge)
         write_none(tmp_path / "none")
         out = tmp_path / "preferences"
-        settings = config().model_copy(update={"prefer": Prefer(**{"min_pairs": 2, **changes})})
+        sections = {"prefer": Prefer(**{"min_pairs": 2, **changes}), "latent_reward": LatentReward(train=reward)}
+        settings = config().model_copy(update=sections)
         summary = prefer(
             settings,
             Job("1", 11, tmp_path / "work"),
@@ -400,6 +403,18 @@ def test_top_and_bottom_make_the_pair_and_the_middle_is_dropped(run_prefer):
     assert summary.metrics["passed"] == 1 and summary.pictures["pairs"].read_bytes()[:4] == b"\x89PNG"
     asked = [q.clips for q in judge.asked if q.kind == "choice"]
     assert sorted(asked) == [("p0-1", "p0-3"), ("p0-3", "p0-1"), ("p1-1", "p1-2"), ("p1-2", "p1-1")]
+
+
+def test_each_dimensions_scores_are_written_where_a_reward_learns_from_them(run_prefer, tmp_path):
+    run_prefer(Scripted(scored))
+    table = tmp_path / "preferences/dimensions.jsonl"
+    assert not table.exists()
+    shutil.rmtree(tmp_path / "preferences")
+    run_prefer(Scripted(scored), reward=True)
+    found = {row.clip: row.values for row in read_rows(table, ClipScores)}
+    assert found.keys() == EXPECTED.keys() and found["p0-0"] == pytest.approx((1, 1 / 2, 5 / 8))
+    for clip, values in found.items():
+        assert sum(values) / 3 == pytest.approx(EXPECTED[clip])
 
 
 def test_clips_are_undesirable_where_any_dimension_is_bad(run_prefer):

@@ -285,6 +285,22 @@ def test_small_world_banner_only_there(run):
     assert "it is not VBench" not in render({**gathered, "suite": "vbench"})
 
 
+def test_guided_scores_are_marked_and_told_from_others(run):
+    _, gathered, page = run
+    assert "guided" not in page.lower()
+    rounds = [dict(entry) for entry in gathered["rounds"]]
+    guided = {"scale": 2.5, "weights": {"semantic": 1.0, "motion": 3.0, "faithfulness": 0.0}}
+    for key in ("scores", "candidate_scores"):
+        rounds[3][key] = {**rounds[3][key], "guided": guided}
+    page = render({**gathered, "rounds": rounds})
+    assert "scale 2.5; weights semantic 1, motion 3, faithfulness 0" in page
+    for section in ("result", "dimensions"):
+        marked = re.findall(
+            r"<tr.*?</tr>", page[page.index(f'<section id="{section}"') :].partition("</section>")[0], re.S
+        )
+        assert [("Round 3" in row) for row in marked if ">guided<" in row] == [True]
+
+
 def test_rejected_candidate_is_marked_and_champion_stays(run):
     _, gathered, page = run
     rounds = {entry["name"]: entry for entry in gathered["rounds"]}

@@ -122,9 +122,9 @@ class Trainer(Task):
             adapter.attach(self.denoiser, section.lora, derive_seed(seed, "adapter"))
             if start is not None:
                 start(self.denoiser)
-        self.shapes = shapes(data.latents)
-        self.buckets = self._by_shape(data.winners)
-        self.real_buckets = self._by_shape(data.real) if section.lambda_real > 0 else {}
+        found = shapes(data.latents)
+        self.buckets = by_shape(found, data.winners)
+        self.real_buckets = by_shape(found, data.real) if section.lambda_real > 0 else {}
 
     @property
     def trained(self) -> torch.nn.Module:
@@ -154,23 +154,23 @@ class Trainer(Task):
     def begin(self, step: int) -> list[Callable[[], torch.Tensor]]:
         section, data, generator = self.section, self.data, self.generator
         source = torch.Generator().manual_seed(derive_seed(self.seed, step))
-        shape, bucket = self._bucket(self.buckets, step, "preferences")
-        rows = bucket[_draw(len(bucket), section.batch_size, source)]
+        shape, bucket = draw_bucket(self.buckets, self.seed, step, "preferences")
+        rows = bucket[draw_rows(len(bucket), section.batch_size, source)]
         micro = micro_batches(len(rows), section.training.micro_batch_size)
         own = parts(len(rows), micro)
         levels = generator.draw_levels(len(rows), source)
-        noise = _noise(len(rows), shape, own, source)
+        noise = draw_noise(len(rows), shape, own, source)
         real, real_levels = rows[:0], levels[:0]
         real_own: Sequence[Part | None] = [None] * len(own)
         real_noise: Sequence[torch.Tensor | None] = [None] * len(own)
         joint = True
         if self.real_buckets:
-            real_shape, bucket = self._bucket(self.real_buckets, step, "real")
+            real_shape, bucket = draw_bucket(self.real_buckets, self.seed, step, "real")
             joint = real_shape == shape
-            real = bucket[_draw(len(bucket), max(section.batch_size // 2, 1), source)]
+            real = bucket[draw_rows(len(bucket), max(section.batch_size // 2, 1), source)]
             real_levels = generator.draw_levels(len(real), source)
             found = parts(len(real), micro)
-            drawn = _noise(len(real), real_shape, found, source)
+            drawn = draw_noise(len(real), real_shape, found, source)
             # On one process there may be fewer real parts than judged ones.
             missing = [None] * (len(own) - len(found))
             real_own, real_noise = [*found, *missing], [*drawn, *missing]
@@ -308,26 +308,28 @@ class Trainer(Task):
             with adapter.switched_off(self.denoiser):
                 yield self.generator
 
-    # ---- shapes
 
-    def _by_shape(self, rows: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
-        """Places in `rows` by the shape of their latents, the most frequent shape first."""
-        found: dict[tuple[int, ...], list[int]] = {}
-        for place, row in enumerate(rows.tolist()):
-            found.setdefault(self.shapes[row], []).append(place)
-        ordered = sorted(found.items(), key=lambda item: -len(item[1]))
-        return {shape: torch.tensor(places, device=rows.device) for shape, places in ordered}
+Buckets = dict[tuple[int, ...], torch.Tensor]
+"""Places of preferences, or of real clips, by the shape of their latents."""
 
-    def _bucket(
-        self, buckets: dict[tuple[int, ...], torch.Tensor], step: int, name: str
-    ) -> tuple[tuple[int, ...], torch.Tensor]:
-        """The shape of a step, drawn in proportion, and the places that have it."""
-        chosen = 0
-        if len(buckets) > 1:
-            source = torch.Generator().manual_seed(derive_seed(self.seed, step, "shape", name))
-            counts = torch.tensor([float(len(places)) for places in buckets.values()])
-            chosen = int(torch.multinomial(counts, 1, generator=source))
-        return list(buckets.items())[chosen]
+
+def by_shape(found: Sequence[tuple[int, ...]], rows: torch.Tensor) -> Buckets:
+    """Places in `rows` by the shape of their latents, `found` of every row, the most frequent shape first."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, row in enumerate(rows.tolist()):
+        places.setdefault(found[row], []).append(place)
+    ordered = sorted(places.items(), key=lambda item: -len(item[1]))
+    return {shape: torch.tensor(own, device=rows.device) for shape, own in ordered}
+
+
+def draw_bucket(buckets: Buckets, seed: int, step: int, name: str) -> tuple[tuple[int, ...], torch.Tensor]:
+    """The shape of a step, drawn in proportion, and the places that have it."""
+    chosen = 0
+    if len(buckets) > 1:
+        source = torch.Generator().manual_seed(derive_seed(seed, step, "shape", name))
+        counts = torch.tensor([float(len(places)) for places in buckets.values()])
+        chosen = int(torch.multinomial(counts, 1, generator=source))
+    return list(buckets.items())[chosen]
 
 
 def _errors(
@@ -338,13 +340,13 @@ def _errors(
     return denoising_error(model.predict(noised.to(kind), levels, text.to(kind)), target)
 
 
-def _draw(total: int, count: int, source: torch.Generator) -> torch.Tensor:
+def draw_rows(total: int, count: int, source: torch.Generator) -> torch.Tensor:
     """`count` distinct rows of `total`, or all of them in random order and some again where there are fewer."""
     rounds = -(-count // total)
     return torch.cat([torch.randperm(total, generator=source) for _ in range(rounds)])[:count]
 
 
-def _noise(count: int, shape: tuple[int, ...], own: Sequence[Part], source: torch.Generator) -> list[torch.Tensor]:
+def draw_noise(count: int, shape: tuple[int, ...], own: Sequence[Part], source: torch.Generator) -> list[torch.Tensor]:
     """torch.randn of (count, *shape) at the places of each part, holding no more than these at once.
 
     The stream is moved on past all of it. Clip after clip the same numbers come as at once: torch draws normal numbers

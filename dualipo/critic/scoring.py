@@ -27,6 +27,8 @@ class Rated:
     """How good the clip is, in [0, 1]."""
     desirable: bool
     """Bad on no dimension."""
+    dimensions: Mapping[str, float]
+    """Its scores on the dimensions judged, on the critic's own scale."""
 
 
 class Scorer(ABC):
@@ -64,8 +66,10 @@ class Voting(Scorer):
         rated = {}
         for clip, own in zip(clips, zip(*[iter(votes)] * len(DIMENSIONS), strict=True), strict=True):
             if all(vote.verdict is not None for vote in own):
-                score = float(np.mean([expected_rating(vote.votes) for vote in own]))
-                rated[clip.id] = Rated(score, all(vote.verdict != "bad" for vote in own))
+                values = [expected_rating(vote.votes) for vote in own]
+                apart = dict(zip(DIMENSIONS, map(float, values), strict=True))
+                desirable = all(vote.verdict != "bad" for vote in own)
+                rated[clip.id] = Rated(float(np.mean(values)), desirable, apart)
         return rated
 
     def contradicts(self, pairs: Sequence[tuple[str, str, str]], seen: Any, seed: int) -> list[bool]:
@@ -98,7 +102,8 @@ class Reward(Scorer):
         for clip in clips:
             own = scores[clip.prompt, clip.id]
             desirable = all(own[d] > calibration.cuts(d)[0] for d in dimensions)
-            rated[clip.id] = Rated(0.5 * math.erfc(-own["overall"] / math.sqrt(2)), desirable)
+            apart = {d: float(own[d]) for d in dimensions}
+            rated[clip.id] = Rated(0.5 * math.erfc(-own["overall"] / math.sqrt(2)), desirable, apart)
         return rated
 
     def observe(self, clips: Sequence[Clip], frames: Mapping[str, np.ndarray]) -> dict[str, float]:

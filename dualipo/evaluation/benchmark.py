@@ -7,32 +7,39 @@ from typing import Any
 
 from dualipo.config import Config
 from dualipo.evaluation.suites import Suite, open_suite
+from dualipo.generator.guidance import UNGUIDED, Steering
 from dualipo.generator.sampling import pack_clips, sampling_chunks
 from dualipo.resume import Chunks
 from dualipo.steps import derive_seed
 
 
-def run_benchmark(config: Config, checkpoint: Path, benchmark: Path, clips: Path, work: Path) -> dict[str, Any]:
+def run_benchmark(
+    config: Config, checkpoint: Path, benchmark: Path, clips: Path, work: Path, steering: Steering = UNGUIDED
+) -> dict[str, Any]:
     """Samples the clips of the suite into `clips`, scores each (`clips/scores.jsonl`) and returns the contents of
     scores.json, in points of 100 with 95 percent intervals over prompts.
 
     Every generator of an experiment gets the same prompts and seeds, so that two versions can be compared in pairs.
+    Scores of clips that were sampled with reward guidance say so (`guided`: scale and weights).
     """
     suite = open_suite(config, benchmark)
     suite.prepare(work)
-    pack_clips(_chunks(config, suite, checkpoint, work), clips)
-    return suite.score(clips, work)
+    pack_clips(_chunks(config, suite, checkpoint, work, steering), clips)
+    guided = steering.told(checkpoint)
+    return {**suite.score(clips, work), **({"guided": guided} if guided else {})}
 
 
-def benchmark_chunks(config: Config, checkpoint: Path, benchmark: Path, work: Path) -> Chunks:
+def benchmark_chunks(
+    config: Config, checkpoint: Path, benchmark: Path, work: Path, steering: Steering = UNGUIDED
+) -> Chunks:
     """The sampling of the benchmark's clips."""
-    return _chunks(config, open_suite(config, benchmark), checkpoint, work)
+    return _chunks(config, open_suite(config, benchmark), checkpoint, work, steering)
 
 
-def _chunks(config: Config, suite: Suite, checkpoint: Path, work: Path) -> Chunks:
+def _chunks(config: Config, suite: Suite, checkpoint: Path, work: Path, steering: Steering) -> Chunks:
     root, prompts = config.experiment.seed, suite.prompts
     seeds = [[derive_seed(root, "benchmark", p.id, k) for k in range(suite.samples(p))] for p in prompts]
-    return sampling_chunks(checkpoint, prompts, seeds, config.evaluate, work)
+    return sampling_chunks(checkpoint, prompts, seeds, config.evaluate, work, steering)
 
 
 def score_metrics(scores: dict[str, Any]) -> dict[str, float]:

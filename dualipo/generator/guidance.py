@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from dualipo.config import FlowNrg, Weights
 from dualipo.errors import UserError
 from dualipo.generator.base import Generator
+from dualipo.generator.latent_reward import has_latent_reward, load_latent_reward
 from dualipo.records import DIMENSIONS
 
 Reward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(latents, levels, text) -> rewards (batch, 3), one a dimension, differentiable in the latents."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is asked for: the scale w, 0 for none, and the user's weights."""
+
+    scale: float = 0.0
+    weights: Weights = field(default_factory=Weights)
+
+    @staticmethod
+    def of(section: FlowNrg, scale: float) -> Steering:
+        return Steering(scale, section.weights)
+
+    def told(self, checkpoint: Path) -> dict[str, Any] | None:
+        """What scores of this checkpoint's clips must say of it; None where they are sampled without guidance, since
+        none is asked for or the checkpoint has no reward."""
+        if not self.scale or not has_latent_reward(checkpoint):
+            return None
+        return {"scale": self.scale, "weights": self.weights.model_dump()}
+
+    def guide(self, generator: Generator, checkpoint: Path) -> RewardGuidance | None:
+        """The guide of a generator loaded from `checkpoint`; None as `told`. Raises UserError as `RewardGuidance`."""
+        if self.told(checkpoint) is None:
+            return None
+        weights = [self.weights.model_dump()[name] for name in DIMENSIONS]
+        return RewardGuidance(generator, load_latent_reward(generator, checkpoint), weights, self.scale)
+
+
+UNGUIDED = Steering()
 
 
 class RewardGuidance:

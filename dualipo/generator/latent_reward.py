@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from dualipo.artifacts import atomic, copy_folder, read_json, write_json
 from dualipo.critic.videoreward.losses import TIE, bt_loss
+from dualipo.errors import UserError
 from dualipo.generator.base import Generator
 from dualipo.records import DIMENSIONS
+
+FOLDER, WEIGHTS = "latent_reward", "model.safetensors"
+"""Inside a generator folder: the reward that steers it."""
 
 
 class LatentReward(torch.nn.Module):
@@ -32,9 +37,10 @@ class LatentReward(torch.nn.Module):
         self.trunk.load_state_dict({name: stored[name].clone() for name in self.trunk.state_dict()}, assign=True)
         width = denoiser.config.num_attention_heads * denoiser.config.attention_head_dim
         self.head = torch.nn.Linear(width, len(DIMENSIONS), device=denoiser.device)
-        self._view = [generator.with_denoiser(self.trunk)]  # in a list: no submodule of this one
+        # In lists: no submodules of this one.
+        self._view = [generator.with_denoiser(self.trunk)]
         blocks = self.trunk.blocks if hasattr(self.trunk, "blocks") else self.trunk.transformer_blocks
-        self._last = blocks[-1]
+        self._last = [blocks[-1]]
 
     def forward(self, latents: Tensor, levels: Tensor, text: Tensor) -> Tensor:
         seen: list[Tensor] = []
@@ -42,7 +48,7 @@ class LatentReward(torch.nn.Module):
         def keep(block: Any, arguments: Any, output: Any) -> None:
             seen.append(output[0] if isinstance(output, tuple) else output)
 
-        handle = self._last.register_forward_hook(keep)
+        handle = self._last[0].register_forward_hook(keep)
         try:
             self._view[0].predict(latents.to(self.trunk.dtype), levels, text)
         finally:
@@ -50,49 +56,58 @@ class LatentReward(torch.nn.Module):
         return self.head(seen[0].float().mean(dim=1))
 
 
-def bradley_terry_loss(first: Tensor, second: Tensor, preferred: Tensor) -> Tensor:
-    """-log sigmoid(+-(r_first - r_second)), the mean over all judgements that are no tie, a scalar.
+def judgement_losses(first: Tensor, second: Tensor, preferred: Tensor) -> Tensor:
+    """-log sigmoid(+-(r_first - r_second)) of each judgement, (pairs, dimensions); 0 for a tie.
 
     `first` and `second` are rewards (pairs, dimensions), `preferred` is +1 where the first is better there, -1 where
-    the second is, 0 for a tie. The loss is 0 where all are ties. Raises ValueError where the shapes differ.
+    the second is, 0 for a tie. Raises ValueError where the shapes differ.
     """
     if not first.shape == second.shape == preferred.shape:
         raise ValueError(f"shapes differ: {tuple(first.shape)}, {tuple(second.shape)}, {tuple(preferred.shape)}")
     verdicts = torch.where(preferred == 0, TIE, torch.where(preferred > 0, 0, 1))
-    losses = bt_loss(first.flatten(), second.flatten(), verdicts.flatten())
-    return losses.sum() / (verdicts != TIE).sum().clamp(min=1)
+    return bt_loss(first.flatten(), second.flatten(), verdicts.flatten()).view_as(first)
 
 
-def fit_latent_reward(
-    reward: LatentReward,
-    generator: Generator,
-    first: Tensor,
-    second: Tensor,
-    text: Tensor,
-    preferred: Tensor,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> list[float]:
-    """Trains in place with Bradley-Terry on pairs under the same noise and level; returns the loss of every step.
+def bradley_terry_loss(first: Tensor, second: Tensor, preferred: Tensor) -> Tensor:
+    """The mean of `judgement_losses` over all judgements that are no tie, a scalar; 0 where all are ties."""
+    return judgement_losses(first, second, preferred).sum() / (preferred != 0).sum().clamp(min=1)
 
-    `first` and `second` are latents (pairs, ...), `text` (pairs, length, width), `preferred` as `bradley_terry_loss`
-    takes it.
-    """
-    reward.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(reward.parameters(), lr=learning_rate, weight_decay=0.0)
-    source, losses = torch.Generator().manual_seed(seed), []
-    for _ in tqdm(range(steps), desc="latent reward", leave=False):
-        rows = torch.randperm(len(first), generator=source)[:batch_size].to(first.device)
-        levels = generator.draw_levels(len(rows), source)
-        noise = torch.randn(first[rows].shape, generator=source).to(first)
-        noised = torch.cat([generator.noised(clean[rows], noise, levels) for clean in (first, second)])
-        scores = reward(noised, levels.repeat(2), text[rows].repeat(2, 1, 1))
-        loss = bradley_terry_loss(*scores.chunk(2), preferred[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    reward.eval().requires_grad_(False)
-    return losses
+
+def save_latent_reward(reward: LatentReward, folder: Path) -> None:
+    """Puts a reward into the generator folder `folder`: its blocks' number as JSON, its weights as safetensors."""
+    from safetensors.torch import save_file
+
+    (folder / FOLDER).mkdir()
+    about = {"layers": reward.trunk.config.num_layers, "dimensions": list(DIMENSIONS)}
+    write_json(folder / FOLDER / "config.json", about)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in reward.state_dict().items()}
+    with atomic(folder / FOLDER / WEIGHTS) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
+
+
+def load_latent_reward(generator: Generator, folder: Path) -> LatentReward:
+    """The reward in the generator folder `folder`, which `generator` was loaded from. Raises UserError where it is not
+    whole, or not one of this generator's."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    place = folder / FOLDER
+    try:
+        reward = LatentReward(generator, int(read_json(place / "config.json")["layers"]))
+        # Assigned, since parts may have a precision of their own.
+        reward.load_state_dict(load_file(place / WEIGHTS, device=str(generator.device)), assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"{place}: not a reward of this generator ({' '.join(str(error).split())[:160]}); run align again"
+        ) from None
+    return reward.eval().requires_grad_(False)
+
+
+def has_latent_reward(folder: Path) -> bool:
+    return (folder / FOLDER / WEIGHTS).is_file()
+
+
+def carry_latent_reward(source: Path, target: Path) -> None:
+    """Hands a stored reward on to another generator folder; nothing where there is none."""
+    if has_latent_reward(source):
+        copy_folder(source / FOLDER, target / FOLDER)

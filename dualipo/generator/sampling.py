@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dualipo.artifacts import PARTIAL, atomic, copy_folder, remove
-from dualipo.generator.base import Size, load_generator
+from dualipo.generator.base import Generator, Guide, Size, load_generator
+from dualipo.generator.guidance import UNGUIDED, Steering
 from dualipo.media.store import ClipStore, pack_shard
 from dualipo.records import Clip, Prompt
 from dualipo.resume import Chunks
@@ -36,14 +37,23 @@ def sample_clips(
 
 
 def sampling_chunks(
-    checkpoint: Path, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], how: Sampling, work: Path
+    checkpoint: Path,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[Sequence[int]],
+    how: Sampling,
+    work: Path,
+    steering: Steering = UNGUIDED,
 ) -> Chunks[tuple[Prompt, Sequence[int]]]:
     """The sampling, a tar shard in `work`/shards for each chunk; loads the generator for the first chunk missing."""
-    load = functools.cache(lambda: load_generator(checkpoint))
     shards = work / "shards"
 
+    @functools.cache
+    def load() -> tuple[Generator, Guide | None]:
+        generator = load_generator(checkpoint)
+        return generator, steering.guide(generator, checkpoint)
+
     def shard(index: int, part: Sequence[tuple[Prompt, Sequence[int]]]) -> list[dict[str, Any]]:
-        generator = load()
+        generator, guide = load()
         shards.mkdir(exist_ok=True)
         name = f"clips-{index:05d}.tar"
         rows = [(prompt, k, seed) for prompt, own in part for k, seed in enumerate(own)]
@@ -54,6 +64,7 @@ def sampling_chunks(
             how.guidance,
             how.batch_size,
             how.size,
+            guide,
         )
         ids = [f"{prompt.id}-{k}" for prompt, k, _ in rows]
         with atomic(shards / name) as temporary:

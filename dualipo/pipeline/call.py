@@ -71,13 +71,14 @@ def gather(values: Mapping[str, Any]) -> None:
 
 
 def load_data(values: Mapping[str, Any]) -> None:
-    """Fetches the data folder `data` (a URI, of md5 `data_md5` where that is not empty) into one artifact a member."""
-    from dualipo.pipeline.data import fetch
+    """Fetches the data folder `data` (a URI, of md5 `data_md5` where that is not empty) into one artifact a member, and
+    models of the hub into theirs."""
+    from dualipo.pipeline.data import fetch, sources
 
+    where = sources(_config(values).models)
     targets = {name: Path(artifact.path) for name, artifact in values.items() if hasattr(artifact, "uri")}
-    for member, found in fetch(values["data"], values["data_md5"], targets).items():
-        path = f"data/{'benchmark.jsonl' if member == 'benchmark' else member}"
-        values[member].metadata.update(path=path, kind="data", **asdict(found))
+    for member, found in fetch(values["data"], values["data_md5"], targets, where).items():
+        values[member].metadata.update(path=where[member], kind="data", **asdict(found))
 
 
 def _config(values: Mapping[str, Any]) -> Config:
@@ -100,7 +101,7 @@ def _folder(step: Step, values: Mapping[str, Any], config: Config) -> Iterator[P
     root = scratch / "-".join(filter(None, [step.name, round_name, key]))
     prev = config.rounds[round_name].prev if round_name in config.rounds else ""
     for port, there in step.inputs.items():
-        link = root / there.bind("data", round_name, prev)
+        link = root / there.bind("data", round_name, prev, config.models)
         link.parent.mkdir(parents=True, exist_ok=True)
         remove(link)
         link.symlink_to(Path(values[port].path).absolute())

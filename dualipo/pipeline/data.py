@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dualipo.artifacts import Digest, digest, move, remove
+from dualipo.artifacts import Digest, copy, digest, remove
+from dualipo.config import HUB, Models
 from dualipo.errors import UserError
+from dualipo.hub import fetch_snapshot
 from dualipo.pipeline.index import download
 
 REMOTE = "dvc+"
@@ -24,15 +26,22 @@ MEMBERS = {
     "real": "real",
     "benchmark": "benchmark.jsonl",
 }
-"""Names of the artifacts that a data folder becomes, and where each lies in it."""
+"""Names of the artifacts that a data folder becomes, and where each lies in it by default."""
 
 
-def fetch(uri: str, md5: str, targets: Mapping[str, Path]) -> dict[str, Digest]:
-    """Copies the members of the data folder at `uri` to `targets`; returns their digests.
+def sources(models: Models) -> dict[str, str]:
+    """Where each artifact comes from: `data/...`, a path in the data folder, or a model of the hub."""
+    return {name: f"data/{path}" for name, path in MEMBERS.items()} | models.model_dump()
 
+
+def fetch(uri: str, md5: str, targets: Mapping[str, Path], where: Mapping[str, str] | None = None) -> dict[str, Digest]:
+    """Copies the members of the data folder at `uri`, and models of the hub, to `targets`; returns their digests.
+
+    `where` is of `sources`, by default those of the data folder alone.
     `md5` is what data.dvc says of the folder. Of a DVC remote it is what to look for; of a folder it is checked, unless
     empty. Raises UserError where the data cannot be read, is not of that md5 or lacks a member.
     """
+    where = where or sources(Models())
     with tempfile.TemporaryDirectory(dir=next(iter(targets.values())).parent) as staging:
         folder = Path(staging) / "data"
         if uri.startswith(REMOTE):
@@ -43,12 +52,15 @@ def fetch(uri: str, md5: str, targets: Mapping[str, Path]) -> dict[str, Digest]:
             raise UserError(f"{uri}: holds data of md5 {found}, not {md5} as data.dvc says; push or name the right one")
         digests = {}
         for name, target in targets.items():
-            member = folder / MEMBERS[name]
-            if not member.exists():
-                raise UserError(f"{uri}: {MEMBERS[name]} is missing; docs/data.md says what a data folder holds")
-            digests[name] = digest(member)
             remove(target)
-            move(member, target)
+            if where[name].startswith(HUB):
+                fetch_snapshot(where[name], target)
+            else:
+                inside = where[name].removeprefix("data/")
+                if not (folder / inside).exists():
+                    raise UserError(f"{uri}: {inside} is missing; docs/data.md says what a data folder holds")
+                copy(folder / inside, target)
+            digests[name] = digest(target)
     return digests
 
 

@@ -42,6 +42,8 @@ class Scores(Format):
     dimensions: dict[str, Measured]
     prompts: int
     clips: int
+    guided: dict[str, Any] | None = None
+    """Scale and weights of the reward guidance that the clips were sampled with."""
 
 
 class Agreement(Format):

@@ -33,6 +33,8 @@ CURVES = {
         (("kl",), "KL estimate", "Distance from the reference; grows slowly."),
         (("grad_norm",), "Gradient norm", "Before clipping."),
         (("learning_rate",), "Learning rate", ""),
+        (("latent_reward_loss",), "Latent reward: loss", "Bradley-Terry; ln 2 = 0.693 where it cannot tell; falls."),
+        (("latent_reward_accuracy",), "Latent reward: accuracy", "Share of judgements that it shares; ties left out."),
     ],
     "critic_curves": [
         (("loss",), "Total loss", "SRPO plus the weighted instruction-tuning loss."),
@@ -122,6 +124,7 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
         "rounds": rounds,
         "base": report["rounds"][0],
         "final": next(entry for entry in measured if entry["name"] == report["final"]),
+        "guided": next((s["guided"] for e in rounds if (s := e["candidate_scores"]) and s["guided"]), None),
         "finished": sum(entry["finished"] for entry in rounds),
         "promoted": {
             model: [entry[f"{model}_decision"]["promoted"] for entry in rounds if entry[f"{model}_decision"]]

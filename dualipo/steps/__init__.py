@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from dualipo.config import Models
     from dualipo.resume import Chunks
 
 Kind = Literal["data", "clips", "dataset", "critic", "reward", "generator", "gate", "scores", "curves", "page"]
@@ -30,8 +31,13 @@ class Port:
 
     path: str
     kind: Kind
+    model: str | None = None
+    """The key of the section `models` that says where it lies; `path` is that key's default."""
 
-    def bind(self, data: str, round_name: str, prev: str) -> str:
+    def bind(self, data: str, round_name: str, prev: str, models: Models | None = None) -> str:
+        if self.model and models:
+            chosen: str = getattr(models, self.model)
+            return f"{data}/{chosen.removeprefix('data/')}" if chosen.startswith("data/") else chosen
         return self.path.format(data=data, round=round_name, prev=prev)
 
 
@@ -119,14 +125,18 @@ def _data(name: str, kind: Kind = "data") -> Port:
     return Port(f"{{data}}/{name}", kind)
 
 
+def _model(name: str, kind: Kind) -> Port:
+    return Port(f"{{data}}/{name}", kind, model=name)
+
+
 _STEPS = [
     Step(
         "start",
         "Adopt the base generator and critic, and measure both before the first round.",
         ("experiment", "check_critic", "evaluate"),
         {
-            "base_generator": _data("generator", "generator"),
-            "base_critic": _data("critic", "critic"),
+            "base_generator": _model("generator", "generator"),
+            "base_critic": _model("critic", "critic"),
             "seed_labels": _data("seed"),
             "test_labels": _data("test"),
             "real_clips": _data("real"),
@@ -147,7 +157,7 @@ _STEPS = [
         "train_reward",
         "Train a VideoReward on the human seed labels, if one is asked for.",
         ("experiment", "train_reward"),
-        {"seed_labels": _data("seed"), "critic_reference": _data("critic_reference", "critic")},
+        {"seed_labels": _data("seed"), "critic_reference": _model("critic_reference", "critic")},
         {"reward": _round("reward", "reward")},
         scope="base",
         gpu=True,
@@ -175,7 +185,7 @@ _STEPS = [
     Step(
         "generate",
         "Sample candidates for every prompt from the incumbent generator.",
-        ("experiment", "generate"),
+        ("experiment", "generate", "flow_nrg"),
         {"prompts": _round("prompts.jsonl", "dataset"), "generator": _prev("generator", "generator")},
         {"candidates": _round("candidates", "clips")},
         gpu=True,
@@ -188,7 +198,7 @@ _STEPS = [
         {
             "candidates": _round("candidates", "clips"),
             "critic": _prev("critic", "critic"),
-            "critic_reference": _data("critic_reference", "critic"),
+            "critic_reference": _model("critic_reference", "critic"),
         },
         {"labels": _round("labels", "dataset")},
         gpu=True,
@@ -252,7 +262,7 @@ _STEPS = [
     Step(
         "prefer",
         "Score the candidates with the accepted critic or a VideoReward and keep each prompt's best and worst.",
-        ("experiment", "label", "prefer"),
+        ("experiment", "label", "prefer", "latent_reward"),
         {
             "candidates": _round("candidates", "clips"),
             "critic": _round("critic", "critic"),
@@ -265,13 +275,13 @@ _STEPS = [
     Step(
         "align",
         "Align the generator with the preferences (Diffusion-DPO or Diffusion-KTO).",
-        ("experiment", "align"),
+        ("experiment", "latent_reward", "align"),
         {
             "preferences": _round("preferences", "dataset"),
             "candidates": _round("candidates", "clips"),
             "real_clips": _data("real"),
             "generator": _prev("generator", "generator"),
-            "base_generator": _data("generator", "generator"),
+            "base_generator": _model("generator", "generator"),
         },
         {"candidate": _round("generator_candidate", "generator"), "curves": _round("align_curves.csv", "curves")},
         gpu=True,
@@ -280,7 +290,7 @@ _STEPS = [
     Step(
         "evaluate",
         "Benchmark the generator candidate on held-out prompts.",
-        ("experiment", "evaluate"),
+        ("experiment", "evaluate", "flow_nrg"),
         {"candidate": _round("generator_candidate", "generator"), "benchmark": _data("benchmark.jsonl")},
         {
             "scores": _round("generator_candidate_scores.json", "scores"),
@@ -313,6 +323,7 @@ _STEPS = [
         "One self-contained page of the whole run.",
         (
             "experiment",
+            "models",
             "rounds",
             "prompts",
             "generate",
@@ -322,7 +333,9 @@ _STEPS = [
             "train_reward",
             "check_critic",
             "prefer",
+            "latent_reward",
             "align",
+            "flow_nrg",
             "evaluate",
             "promote_generator",
         ),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from dualipo.artifacts import atomic
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.records import Desirability, Preference, RealClip, find_table, read_rows
-from dualipo.steps import Job, Summary
+from dualipo.records import ClipScores, Desirability, Preference, RealClip, find_table, read_rows
+from dualipo.steps import Job, Summary, derive_seed
 from dualipo.training.launch import launch, needs_launch
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from dualipo.alignment.trainer import Encoded
     from dualipo.generator.base import Generator
+    from dualipo.generator.latent_reward import LatentReward
+    from dualipo.training.task import Trained
 
 
 def align(
@@ -36,7 +38,9 @@ def align(
     The frozen reference is the incumbent, or with `align.reference: base` the base model. With LoRA it is the model
     under the adapter; to refer to the base model for good, every round trains the same adapter on, which therefore goes
     into the candidate's folder beside the merged weights. Without a single usable preference the incumbent's weights
-    are handed on: the gate on the preferences has already said so.
+    are handed on: the gate on the preferences has already said so. With `latent_reward.train` a reward on noisy latents
+    is trained on the same pairs, from the first blocks of the model that alignment starts from, and goes into the
+    candidate's folder; without a pair the incumbent's goes on.
     """
     section = config.align
     if needs_launch(section.training):
@@ -50,12 +54,18 @@ def align(
     from dualipo.alignment.trainer import REFERRED, Trainer
     from dualipo.curves import write_curves
     from dualipo.generator.base import load_generator
+    from dualipo.generator.latent_reward import carry_latent_reward, save_latent_reward
     from dualipo.training.ranks import world
     from dualipo.training.task import Trained
 
     to_base = section.lora is not None and section.reference == "base"
     model = load_generator(base_generator if to_base else generator)
     data = _encode(model, section.loss, preferences, candidates, real_clips, job.work / "encoded")
+    reward, learnt = None, Trained({})
+    if config.latent_reward.train:
+        folder = job.work / "encoded"
+        pairs = data if data.losers is not None else _encode(model, "dpo", preferences, candidates, real_clips, folder)
+        reward, learnt = _train_reward(config, job, model, pairs, preferences)
     model.keep_denoiser()
     result = Trained({"loss": []})
     trained: dict[str, torch.Tensor] = {}
@@ -77,10 +87,36 @@ def align(
             adapter.carry(generator, temporary)
         elif to_base:
             adapter.save(temporary, trained, base_generator)
+        if reward is not None:
+            save_latent_reward(reward, temporary)
+        elif config.latent_reward.train:
+            carry_latent_reward(generator, temporary)
+    result.series |= {f"latent_reward_{name}": points for name, points in learnt.series.items()}
     write_curves(curves, result.series)
     last = {name: points[-1][1] for name, points in result.series.items() if points}
     metrics = {**last, "preferences": float(len(data.winners)), **result.metrics}
     return Summary(metrics=metrics, curves=result.series, tags=result.tags)
+
+
+def _train_reward(
+    config: Config, job: Job, model: Generator, data: Encoded, preferences: Path
+) -> tuple[LatentReward | None, Trained]:
+    """A reward trained on the pairs of `data`, and its curves; None where there is no pair."""
+    from dualipo.alignment.reward import RewardTrainer, judgements, new_reward
+    from dualipo.training.loop import train
+    from dualipo.training.task import Trained
+
+    section = config.align
+    seed = derive_seed(job.seed, "latent_reward")
+    reward = new_reward(model, config.latent_reward, seed)
+    if not len(data.winners):
+        return None, Trained({})
+    pairs = read_rows(preferences / "pairs.jsonl", Preference)
+    preferred = judgements(pairs, read_rows(preferences / "dimensions.jsonl", ClipScores))
+    task = RewardTrainer(reward, model, data, preferred, config.latent_reward, section.training, seed)
+    learnt = train(task, task.recipe(section.max_grad_norm, section.checkpoint_every), job.work / "latent_reward")
+    reward.eval().requires_grad_(False)
+    return reward, learnt
 
 
 def _encode(

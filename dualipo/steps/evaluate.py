@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,24 @@ if TYPE_CHECKING:
 def evaluate(
     config: Config, job: Job, *, candidate: Path, benchmark: Path, scores: Path, benchmark_clips: Path
 ) -> Summary:
-    """Writes the candidate's scores and the clips they come from."""
+    """Writes the candidate's scores and the clips they come from; with `flow_nrg.evaluate` its reward steers them."""
     from dualipo.evaluation.benchmark import run_benchmark, score_metrics
+    from dualipo.generator.guidance import Steering
 
-    found = run_benchmark(config, candidate, benchmark, benchmark_clips, job.work)
+    steering = Steering.of(config.flow_nrg, config.flow_nrg.evaluate)
+    found = run_benchmark(config, candidate, benchmark, benchmark_clips, job.work, steering)
     write_json(scores, found)
-    return Summary(metrics=score_metrics(found), pictures=benchmark_sheet(benchmark_clips, job.work))
+    tags = {"guided": json.dumps(found["guided"])} if "guided" in found else {}
+    return Summary(metrics=score_metrics(found), pictures=benchmark_sheet(benchmark_clips, job.work), tags=tags)
 
 
 def chunks(config: Config, job: Job, *, candidate: Path, benchmark: Path) -> Chunks:
     """The sampling of the benchmark's clips."""
     from dualipo.evaluation.benchmark import benchmark_chunks
+    from dualipo.generator.guidance import Steering
 
-    return benchmark_chunks(config, candidate, benchmark, job.work)
+    steering = Steering.of(config.flow_nrg, config.flow_nrg.evaluate)
+    return benchmark_chunks(config, candidate, benchmark, job.work, steering)
 
 
 def benchmark_sheet(clips: Path, work: Path) -> dict[str, Path]:

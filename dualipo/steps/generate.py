@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def generate(config: Config, job: Job, *, prompts: Path, generator: Path, candidates: Path) -> Summary:
-    """Writes `generate.candidates` clips a prompt as a clip folder; each clip has a seed of its own.
+    """Writes `generate.candidates` clips a prompt as a clip folder; each clip has a seed of its own. With
+    `flow_nrg.generate` a generator that has a reward is steered by it.
 
     Raises UserError where the prompts or the checkpoint cannot be read.
     """
@@ -32,9 +33,11 @@ def generate(config: Config, job: Job, *, prompts: Path, generator: Path, candid
 
 def chunks(config: Config, job: Job, *, prompts: Path, generator: Path) -> Chunks:
     """The sampling of the candidates."""
+    from dualipo.generator.guidance import Steering
     from dualipo.generator.sampling import sampling_chunks
 
     section = config.generate
     rows = read_rows(prompts, Prompt)
     seeds = [[derive_seed(job.seed, row.id, k) for k in range(section.candidates)] for row in rows]
-    return sampling_chunks(generator, rows, seeds, section, job.work)
+    steering = Steering.of(config.flow_nrg, config.flow_nrg.generate)
+    return sampling_chunks(generator, rows, seeds, section, job.work, steering)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from dualipo.artifacts import write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.records import Clip, Desirability, Preference, write_rows
+from dualipo.records import DIMENSIONS, Clip, ClipScores, Desirability, Preference, write_rows
 from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
@@ -30,10 +29,11 @@ def prefer(
 
     `prefer.scorer` says who scores; what lies in that folder says how: a generative critic by its votes, a VideoReward
     by its scores (dualipo/critic/scoring.py). Our reading of KTO's labels: a clip is undesirable where any dimension is
-    Bad. Where the experiment has a VideoReward and the critic scores, the summary's `videoreward` says what it makes of
-    the clips, with 95 percent intervals over prompts: `score`, the mean of their overall scores, and of the pairs
-    `margin`, the winner's score less the loser's, and `agrees`, the share of winners that score higher (equal scores
-    count half).
+    Bad. With `latent_reward.train` there is dimensions.jsonl too: each clip's score on each dimension.
+
+    Where the experiment has a VideoReward and the critic scores, the summary's `videoreward` says what it makes of the
+    clips, with 95 percent intervals over prompts: `score`, the mean of their overall scores, and of the pairs `margin`,
+    the winner's score less the loser's, and `agrees`, the share of winners that score higher (equal scores count half).
 
     Raises UserError where a VideoReward is to score and none was trained.
     """
@@ -53,6 +53,10 @@ def prefer(
     ]  # fmt: skip
     write_rows(preferences / "pairs.jsonl", pairs)
     write_rows(preferences / "desirability.jsonl", scored)
+    if config.latent_reward.train:
+        apart = [(item["row"]["clip"], item["dimensions"]) for item in made if "row" in item]
+        rows = [ClipScores(clip=clip, **{name: own.get(name) for name in DIMENSIONS}) for clip, own in apart]
+        write_rows(preferences / "dimensions.jsonl", rows)
     summary = {
         "prompts": len(store.by_prompt()),
         "pairs": len(pairs),
@@ -116,7 +120,13 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
         seen = scorer.see(frames)
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
-            {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
+            {
+                "clip": clip.id,
+                "prompt_id": clip.prompt_id,
+                "prompt": clip.prompt,
+                "desirable": rated[clip.id].desirable,
+                "score": rated[clip.id].score,
+            }
             for clip in clips
             if clip.id in rated
         ]
@@ -126,10 +136,10 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
             shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
             against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
-        told: list[dict[str, Any]] = [{"row": row} for row in rows]
+        told = [{"row": row, "dimensions": dict(rated[row["clip"]].dimensions)} for row in rows]
         if has_reward and section.scorer == "critic":
             observed = observer().observe(clips, frames)
-            told = [{"row": row, "observed": observed[row["clip"]]} for row in rows]
+            told = [{**item, "observed": observed[item["row"]["clip"]]} for item in told]
         return [*told, *({"pair": pair} for pair in ends)]
 
     return Chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)

@@ -21,18 +21,39 @@ def _folder(command: click.Command) -> click.Command:
     return click.option("--seed", default=0, show_default=True)(option(command))
 
 
+FAMILIES = {"cogvideox": ("generator", (1300, 7000, 3000)), "wan": ("generator_wan", (1000, 2600, 1000))}
+"""Folder inside the data folder, and steps of the VAE, of the transformer on clean clips and on clips as found."""
+
+
+def _steps(index: int) -> str:
+    return "  [default: " + ", ".join(f"{name} {steps[index]}" for name, (_, steps) in FAMILIES.items()) + "]"
+
+
 @world.command()
 @_folder
-@click.option("--vae-steps", default=1300, show_default=True)
-@click.option("--steps", default=7000, show_default=True, help="Steps of the transformer on clean clips.")
-@click.option("--wild-steps", default=3000, show_default=True, help="Its steps on clips as found in the wild.")
+@click.option("--family", type=click.Choice(list(FAMILIES)), default="cogvideox", show_default=True)
+@click.option("--vae-steps", type=int, help=f"Steps of the VAE.{_steps(0)}")
+@click.option("--steps", type=int, help=f"Steps of the transformer on clean clips.{_steps(1)}")
+@click.option("--wild-steps", type=int, help=f"Its steps on clips as found in the wild.{_steps(2)}")
 @click.option("--vae", type=click.Path(path_type=Path), help="Use the VAE of this folder instead of training one.")
-def generator(data: Path, seed: int, vae_steps: int, steps: int, wild_steps: int, vae: Path | None) -> None:
-    """Train the base CogVideoX: VAE, text encoder and transformer."""
+def generator(
+    data: Path,
+    seed: int,
+    family: str,
+    vae_steps: int | None = None,
+    steps: int | None = None,
+    wild_steps: int | None = None,
+    vae: Path | None = None,
+) -> None:
+    """Train a base generator: VAE, text encoder and transformer. CogVideoX into generator/, Wan into generator_wan/."""
     from dualipo.world.train_generator import train_generator
+    from dualipo.world.train_wan import train_wan
 
     prepare_torch()
-    train_generator(data / "generator", seed, vae_steps, steps, wild_steps, vae=vae)
+    folder, usual = FAMILIES[family]
+    asked = (vae_steps, steps, wild_steps)
+    how_long = [own if mine is None else mine for mine, own in zip(asked, usual, strict=True)]
+    (train_wan if family == "wan" else train_generator)(data / folder, seed, *how_long, vae=vae)
 
 
 @world.command()
@@ -72,6 +93,8 @@ def critic(data: Path, seed: int, vision_steps: int, steps: int, generated_steps
 @_folder
 @click.pass_context
 def everything(context: click.Context, data: Path, seed: int) -> None:
-    """All of the above, in order."""
-    for command in (generator, labels, critic):
+    """All of the above, in order, and the second generator."""
+    context.invoke(generator, data=data, seed=seed, family="cogvideox")
+    for command in (labels, critic):
         context.invoke(command, data=data, seed=seed)
+    context.invoke(generator, data=data, seed=seed, family="wan")

@@ -1,5 +1,7 @@
 """The small world's base generator, trained from nothing: VAE, text encoder and CogVideoX transformer.
 
+What train_wan.py shares with it, the clips to learn from and how both networks learn, stands here too.
+
 Its training clips are uneven on purpose, as clips found in the wild are: a share of captions is wrong in one attribute,
 a share of clips jumps, flickers or blurs. The base model learns the mixture, which leaves preference alignment
 something real to do.
@@ -7,6 +9,7 @@ something real to do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dualipo.artifacts import atomic
+from dualipo.generator.base import Generator
 from dualipo.generator.cogvideox import CogVideoX
 from dualipo.world.captions import mistaken, random_captions
 from dualipo.world.corrupt import random_fault, render_with_faults
@@ -57,24 +61,39 @@ def train_generator(
     sharp = np.stack([render(scene, i) for i, (_, scene) in enumerate(tqdm(captions, desc="rendering"))])
     codec = _load_vae(vae) if vae else _train_vae(sharp, vae_steps, rng)
     generator = _build(codec)
-    clean = _encode(generator, sharp)
+    clean = encode(generator, sharp)
     if vae is None:
         codec.register_to_config(scaling_factor=float(1 / clean.std()))
         clean = clean * codec.config.scaling_factor
-    found = _encode(generator, np.stack([web_clip(scene, rng) for _, scene in tqdm(captions, desc="rendering")]))
-    alone = np.flatnonzero([scene.shape2 is None for _, scene in captions])
-    every = np.arange(len(captions))
-    # Easy clips first: on the uneven mixture from the start, shapes and directions are hardly learnt in this time.
-    lessons = [(clean, alone)] * (steps * 2 // 5) + [(clean, every)] * (steps - steps * 2 // 5)
-    _train_denoiser(generator, lessons, texts, batch_size, 1.5e-3, rng, seed)
-    _train_denoiser(generator, [(found, every)] * wild_steps, texts, batch_size, 1e-3, rng, seed + 1)
+    found = encode(generator, np.stack([web_clip(scene, rng) for _, scene in tqdm(captions, desc="rendering")]))
+
+    def text(tokens: Any) -> torch.Tensor:
+        return generator.pipeline.text_encoder(tokens["input_ids"])[0]
+
+    lessons = clean_lessons(clean, captions, steps)
+    half = torch.bfloat16
+    train_denoiser(generator, text, lessons, texts, batch_size, 1.5e-3, rng, seed, half)
+    wild = [(found, np.arange(len(captions)))] * wild_steps
+    train_denoiser(generator, text, wild, texts, batch_size, 1e-3, rng, seed + 1, half)
     with atomic(folder) as temporary:
         generator.save(temporary)
 
 
-def _encode(generator: CogVideoX, clips: np.ndarray) -> torch.Tensor:
+def encode(generator: Generator, clips: np.ndarray) -> torch.Tensor:
+    """Latents of uint8 clips, as `Generator.encode_clips`, some at a time."""
     parts = tqdm(range(0, len(clips), 64), desc="encoding")
     return torch.cat([generator.encode_clips(clips[i : i + 64]) for i in parts])
+
+
+Lesson = tuple[torch.Tensor, np.ndarray]
+"""What a step learns from: latents (captions, ...) and the rows of them to draw from."""
+
+
+def clean_lessons(clean: torch.Tensor, captions: list[tuple[str, Scene]], steps: int) -> list[Lesson]:
+    """Easy clips first: on the uneven mixture from the start, shapes and directions are hardly learnt in this time."""
+    alone = np.flatnonzero([scene.shape2 is None for _, scene in captions])
+    every = np.arange(len(captions))
+    return [(clean, alone)] * (steps * 2 // 5) + [(clean, every)] * (steps - steps * 2 // 5)
 
 
 def _load_vae(folder: Path) -> Any:
@@ -122,7 +141,7 @@ def _build(vae: Any) -> CogVideoX:
     return CogVideoX(CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler))
 
 
-def _train_vae(clips: np.ndarray, steps: int, rng: np.random.Generator, batch_size: int = 8) -> Any:
+def _train_vae(clips: np.ndarray, steps: int, rng: np.random.Generator) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     vae = AutoencoderKLCogVideoX(
@@ -136,37 +155,56 @@ def _train_vae(clips: np.ndarray, steps: int, rng: np.random.Generator, batch_si
         sample_width=SIZE,
         scaling_factor=1.0,
     )
+    return train_vae(vae, clips, steps, rng, batch_size=8, rate=2.5e-3)
+
+
+def train_vae(
+    vae: Any,
+    clips: np.ndarray,
+    steps: int,
+    rng: np.random.Generator,
+    batch_size: int,
+    rate: float,
+    decode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda vae, codes: vae.decode(codes).sample,
+) -> Any:
+    """Trains a VAE of diffusers on uint8 clips, in place, to decode what it encodes."""
 
     def loss(step: int) -> torch.Tensor:
         pixels = torch.from_numpy(clips[rng.integers(len(clips), size=batch_size)]).permute(0, 4, 1, 2, 3) / 127.5 - 1
         latents = vae.encode(pixels).latent_dist.mean
-        decoded = vae.decode(latents + 0.03 * torch.randn_like(latents)).sample
+        decoded = decode(vae, latents + 0.03 * torch.randn_like(latents))
         # Objects cover little of a frame: unweighted, the codec would long be content with empty backgrounds.
         object_ = (pixels - pixels[:, :, :, :1, :1]).abs().amax(1, keepdim=True) > 0.15
         error = (decoded - pixels).abs() + 2 * (decoded - pixels).square()
         return ((1 + 6 * object_) * error).mean() + 1e-4 * latents.square().mean()
 
-    optimize(vae.parameters(), loss, steps, 2.5e-3, "VAE", weight_decay=0.0, betas=(0.9, 0.99))
+    optimize(vae.parameters(), loss, steps, rate, "VAE", weight_decay=0.0, betas=(0.9, 0.99))
     return vae.eval().requires_grad_(False)
 
 
-def _train_denoiser(
-    generator: CogVideoX,
-    lessons: list[tuple[torch.Tensor, np.ndarray]],
+def train_denoiser(
+    generator: Generator,
+    text: Callable[[Any], torch.Tensor],
+    lessons: list[Lesson],
     texts: list[str],
     batch_size: int,
     rate: float,
     rng: np.random.Generator,
     seed: int,
+    computed: torch.dtype = torch.float32,
 ) -> None:
-    """One entry of `lessons` a step: latents (texts, ...) and the rows of them to draw from."""
+    """Trains text encoder and denoiser, in place, one entry of `lessons` a step.
+
+    `text` gives embeddings (batch, length, width) of tokens, with gradient; a tenth of the captions are left empty.
+    `computed` is the type of matrix products; bfloat16 is slower on a CPU that lacks it.
+    """
     denoiser, text_encoder = generator.denoiser, generator.pipeline.text_encoder
     tokens = generator.pipeline.tokenizer(
         [*texts, ""], padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
+    )
     noise_source = torch.Generator().manual_seed(seed)
 
-    @torch.autocast("cpu", torch.bfloat16)
+    @torch.autocast("cpu", computed, enabled=computed != torch.float32)
     def loss(step: int) -> torch.Tensor:
         latents, among = lessons[step]
         rows = torch.from_numpy(rng.choice(among, batch_size))
@@ -174,11 +212,11 @@ def _train_denoiser(
         rows = torch.where(torch.from_numpy(rng.random(batch_size) < 0.1), len(texts), rows)
         noise = torch.randn(clean.shape, generator=noise_source)
         levels = generator.draw_levels(batch_size, noise_source)
-        text = text_encoder(tokens[rows])[0]
-        prediction = generator.predict(generator.noised(clean, noise, levels), levels, text)
+        condition = text({name: value[rows] for name, value in tokens.items()})
+        prediction = generator.predict(generator.noised(clean, noise, levels), levels, condition)
         return F.mse_loss(prediction.float(), generator.target(clean, noise, levels))
 
     denoiser.train()
     parameters = [*denoiser.parameters(), *text_encoder.parameters()]
-    optimize(parameters, loss, len(lessons), rate, "CogVideoX", weight_decay=0.01, average=denoiser)
+    optimize(parameters, loss, len(lessons), rate, type(generator).__name__, weight_decay=0.01, average=denoiser)
     denoiser.eval()
