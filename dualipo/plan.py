@@ -7,6 +7,7 @@ utilisation give hours; writing reasoning paths is bound by memory, and takes wh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dualipo.config import Config, Training
 from dualipo.critic.frames import MAX_FRAMES
@@ -118,10 +119,10 @@ class _Cost:
     @property
     def benchmark_clips(self) -> int:
         if self._vbench:
-            return sum(self._vbench.samples(prompt.id) for prompt in self._vbench.prompts)
+            return self._vbench.clips
         return self.setup.benchmark_prompts * self.config.evaluate.samples_per_prompt
 
-    @property
+    @cached_property
     def _vbench(self) -> Selection | None:
         section = self.config.evaluate
         if section.suite != "vbench":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,12 @@ class Selection:
         parts += [] if self.whole else [f"subset_{len(self.prompts)}"]
         return "_".join(parts)
 
-    @property
+    @cached_property
     def originals(self) -> dict[str, str]:
         """Official prompt of each prompt id."""
         return {entry.prompt_id: entry.prompt for entry in self.entries}
 
-    @property
+    @cached_property
     def filtered(self) -> frozenset[str]:
         """Ids of prompts whose clips go through the static filter first."""
         if not self.static_filter:
@@ -88,6 +88,11 @@ class Selection:
 
     def samples(self, prompt_id: str) -> int:
         return FLICKERING_SAMPLES if prompt_id in self.filtered else SAMPLES
+
+    @property
+    def clips(self) -> int:
+        """How many are sampled."""
+        return sum(self.samples(prompt.id) for prompt in self.prompts)
 
     def of(self, dimension: str) -> list[Entry]:
         return [entry for entry in self.entries if dimension in entry.dimensions]
