@@ -86,9 +86,11 @@ def prompt_totals(folder: Path) -> dict[str, float]:
 
 
 def read_round(folder: Path) -> dict[str, Any]:
+    scores = read_json(folder / "scores.json")
     found: dict[str, Any] = {
         "round": folder.name,
-        "total": read_json(folder / "scores.json")["total"],
+        "total": scores["total"],
+        "dimensions": {name: value["mean"] for name, value in scores["dimensions"].items() if value},
         "agreement": read_json(folder / "agreement.json")["agreement"],
     }
     if folder.name != BASE:
@@ -157,10 +159,15 @@ def show(measured: Sequence[Measured], pooled: dict[str, float], resamples: int)
         for step in steps
     ]
     seconds.append(["all", *(f"{sum(m.seconds.values()):.0f}" for m in measured)])
+    dimensions = [
+        [name, *(f"{statistics.fmean(m.rounds[i]['dimensions'][name] for m in measured):.1f}" for i in (0, -1))]
+        for name in measured[0].rounds[0]["dimensions"]
+    ]
     parts = [
         CAVEAT + " Brackets: 95 percent bootstrap intervals over prompts.",
         "Generator, points of 100:\n\n" + table(["seed", "base", "final", "paired difference"], gains),
         "Generator in use after each round, points of 100:\n\n" + table(["seed", *columns], rounds),
+        "Dimensions, points of 100, mean over the seeds:\n\n" + table(["dimension", "base", "final"], dimensions),
         "Critic in use, agreement with the human test pairs, percent:\n\n" + table(["seed", *columns], critics),
         "Seconds by step, all rounds:\n\n" + table(["step", *(f"seed {m.seed}" for m in measured)], seconds),
     ]

@@ -355,7 +355,7 @@ def test_a_recording_that_was_cut_off_is_completed_without_doubles(recorded, own
             own.tracker = Tracker(own.root, own.config)
     assert {site[0] for site in seen} == set(writes)
     tracker = own.tracker
-    assert set(runs_of(tracker)) == {"tiny", "base", "start base"}
+    assert set(runs_of(tracker)) == {"tiny", "base", "start base", "train_reward base", "check_reward base"}
     assert [len(tracker.versions(model)) for model in (GENERATOR, CRITIC)] == [1, 1]
     assert len(tracker.store.client.search_logged_models([tracker.store.experiment_id])) == 2
     assert aliases(tracker, GENERATOR) == {"champion": 1}
