@@ -151,9 +151,11 @@ class Critic(ABC):
         seed: int,
     ) -> list[list[str]]:
         """`count` sampled reasoning paths per question. The question is read once, its cache shared by all paths."""
+        from dualipo.critic.cache import spread
+
         inputs = self.embed(questions, features, None, pad_left=True)
         hidden, cache = self.hidden(**inputs, use_cache=True)
-        cache.batch_repeat_interleave(count)
+        spread(cache, count, max_new_tokens)
         logits = self.head(hidden[:, -1]).repeat_interleave(count, 0)
         positions = self.next_positions(inputs).repeat_interleave(count, -2)
         mask = inputs["attention_mask"].repeat_interleave(count, 0)

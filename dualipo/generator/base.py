@@ -34,6 +34,8 @@ class Generator(ABC):
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
+        self.folder: Path | None = None
+        """Where it was loaded from, if it was."""
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -44,17 +46,19 @@ class Generator(ABC):
         """The same backbone over another denoiser; everything else is shared."""
         pipeline = copy(self.pipeline)
         pipeline.transformer = denoiser
-        return type(self)(pipeline)
+        found = type(self)(pipeline)
+        found.folder = self.folder
+        return found
 
     @property
     def device(self) -> torch.device:
         return self.denoiser.device
 
     def keep_denoiser(self) -> None:
-        """Leaves the denoiser alone on the device; text encoder and VAE wait in the CPU's memory, to be saved again."""
-        for part in self.pipeline.components.values():
+        """Frees text encoder and VAE. `save` reads them once more from `folder`, which must still be there."""
+        for name, part in self.pipeline.components.items():
             if isinstance(part, torch.nn.Module) and part is not self.denoiser:
-                part.to("cpu")
+                setattr(self.pipeline, name, None)
 
     @property
     def sampling_dtype(self) -> torch.dtype:
@@ -188,7 +192,10 @@ class Generator(ABC):
 
     def save(self, folder: str | Path) -> None:
         """A folder that plain diffusers loads; safetensors only, and equal bytes wherever the model was loaded from."""
-        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        pipeline = self.pipeline
+        if self.folder is not None and pipeline.vae is None:
+            pipeline = _open_pipeline(self.folder, transformer=self.denoiser)
+        pipeline.save_pretrained(folder, safe_serialization=True)
         for path in [Path(folder) / "model_index.json", *Path(folder).glob("*/*config.json")]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("_name_or_path", None) is not None:
@@ -231,15 +238,29 @@ def load_generator(folder: str | Path) -> Generator:
         raise UserError(f"{index}: not a diffusers index; download the checkpoint again") from None
     if name not in backbones:
         raise UserError(f"{index}: no backbone for {name}; known: {', '.join(backbones)}")
+    pipeline = _open_pipeline(folder)
+    generator = backbones[name](pipeline)
+    generator.folder = Path(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return generator
+
+
+def _open_pipeline(folder: str | Path, **parts: torch.nn.Module) -> Any:
+    """The pipeline in a diffusers folder, on the CPU, with `parts` in place of its own. Raises UserError."""
     import diffusers
     from diffusers.utils import logging
     from safetensors import SafetensorError
 
+    kind = getattr(diffusers, json.loads((Path(folder) / "model_index.json").read_text())["_class_name"])
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # an error is told once, below
     try:
-        pipeline = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **parts)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]}); "
@@ -247,10 +268,3 @@ def load_generator(folder: str | Path) -> Generator:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    generator = backbones[name](pipeline)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline.to(device)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    return generator
