@@ -97,19 +97,21 @@ def spoken(value: dict[str, float]) -> str:
 # ---- memory
 
 
-def peak_memory(prepare: Callable[..., Callable[[int], Any]], size: str, *arguments: Any) -> dict[str, float]:
+def peak_memory(
+    prepare: Callable[..., Callable[[int], Any]], size: Any, smallest: Any, *arguments: Any
+) -> dict[str, float]:
     """Bytes at the peak of work(1), where work = prepare(size, *arguments) ran work(0) before, in a fresh process:
     `step`; and of all from before `prepare`: `whole`.
 
-    On a GPU what torch allocated; on a CPU resident memory above that of a process that has done the same with size
-    `tiny`, so that libraries do not count.
+    On a GPU what torch allocated; on a CPU resident memory above that of the process when it has done the same with
+    `smallest`, so that libraries do not count.
     """
     # Freed tensors go back to the system at once: glibc would keep those under 32 MiB.
     kept = {name: os.environ.get(name) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
     os.environ.update(dict.fromkeys(kept, "65536"))
     context = get_context("spawn")
     answer = context.SimpleQueue()
-    process = context.Process(target=_measure, args=(prepare, size, arguments, answer))
+    process = context.Process(target=_measure, args=(prepare, size, smallest, arguments, answer))
     try:
         process.start()
         process.join()
@@ -121,10 +123,12 @@ def peak_memory(prepare: Callable[..., Callable[[int], Any]], size: str, *argume
     return answer.get()
 
 
-def _measure(prepare: Callable[..., Callable[[int], Any]], size: str, arguments: Sequence[Any], answer: Any) -> None:
+def _measure(
+    prepare: Callable[..., Callable[[int], Any]], size: Any, smallest: Any, arguments: Sequence[Any], answer: Any
+) -> None:
     prepare_torch()
     if not torch.cuda.is_available():
-        work = prepare("tiny", *arguments)
+        work = prepare(smallest, *arguments)
         work(0), work(1)
         del work
         gc.collect()

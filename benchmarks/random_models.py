@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
+from dualipo.critic.base import Critic
+from dualipo.critic.qwen2vl import Qwen2VL
 from dualipo.generator.base import Generator, Size
 from dualipo.generator.cogvideox import CogVideoX
 from dualipo.generator.wan import Wan
@@ -57,6 +59,11 @@ def _cogvideox(heads: int, width: int, layers: int, time: int, text: int, tokens
     }  # fmt: skip
 
 
+_SMALL = Shape(
+    "cogvideox", _cogvideox(6, 64, 6, 128, 512, 16, (13, 128, 128)), _text(512, 12), 16,
+    {**_COG_VAE, "block_out_channels": (8, 16, 16, 32), "norm_num_groups": 8, "layers_per_block": 3},
+    (13, 128, 128), steps=12,
+)  # fmt: skip
 SHAPES = {
     "tiny": Shape(
         "cogvideox", _cogvideox(2, 16, 2, 16, 32, 8, (9, 32, 32)), _text(32, 1), 8,
@@ -65,14 +72,15 @@ SHAPES = {
     ),
     "tiny-wan": Shape(
         "wan", {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 32, "ffn_dim": 32, "num_layers": 2},
-        _text(32, 1), 8, {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}, (9, 32, 32), steps=3,
+        _text(32, 1), 8, {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}, (9, 32, 32), torch.bfloat16,
+        steps=3, settings=_MEMORY,
     ),
     # As in the real ones a text encoder holds three times the denoiser's weights, and a clip's encoding takes about as
     # many operations as a pass of the denoiser over it.
-    "small": Shape(
-        "cogvideox", _cogvideox(6, 64, 6, 128, 512, 16, (13, 128, 128)), _text(512, 12), 16,
-        {**_COG_VAE, "block_out_channels": (8, 16, 16, 32), "norm_num_groups": 8, "layers_per_block": 3},
-        (13, 128, 128), steps=12,
+    "small": _SMALL,
+    # The same for clips of few tokens.
+    "short": replace(
+        _SMALL, transformer=_cogvideox(6, 64, 6, 128, 512, 16, (9, 32, 32)), size=(9, 32, 32)
     ),
     "cogvideox-2b": Shape("cogvideox", {}, _XXL, 226, {}, (49, 480, 720), torch.bfloat16, 50, True, _MEMORY),
     "wan-1.3b": Shape(
@@ -170,3 +178,76 @@ def _tokenizer(shape: Shape) -> Any:
     from dualipo.world.words import word_tokenizer
 
     return word_tokenizer(shape.text_tokens)
+
+
+# ---- critics
+
+
+@dataclass(frozen=True)
+class CriticShape:
+    """A Qwen2-VL's configuration, and what it is asked."""
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    clip: Size
+    written: int
+    """Tokens of an answer, at most."""
+    batch_size: int
+    vocabulary: int | None = None
+    """None: the small world's words."""
+    dtype: torch.dtype = torch.float32
+
+
+CRITICS = {
+    "tiny": CriticShape(
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
+        {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8},
+        (4, 32, 32), 6, 64,
+    ),
+    # 128 tokens a clip; the tower takes about as many operations as reading them, as in the real one.
+    "small": CriticShape(
+        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12]}},
+        {"depth": 4, "embed_dim": 128, "hidden_size": 256, "num_heads": 4, "patch_size": 14},
+        (16, 112, 112), 12, 64,
+    ),
+    "qwen2-vl-2b": CriticShape(
+        {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+         "num_key_value_heads": 2,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "patch_size": 14},
+        (49, 480, 720), 128, 4, 151_936, torch.bfloat16,
+    ),
+}  # fmt: skip
+
+
+def build_critic(shape: CriticShape, seed: int = 0) -> Critic:
+    """On the best device there is, ready to be asked, as `load_critic` gives one."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from dualipo.world.words import word_tokenizer
+
+    tokenizer = word_tokenizer(2**20)
+    if shape.vocabulary is not None:
+        tokenizer.add_tokens([f"word{number}" for number in range(len(tokenizer), shape.vocabulary)])
+    special = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{word}|>")
+        for name, word in (
+            ("vision_start_token_id", "vision_start"), ("vision_end_token_id", "vision_end"),
+            ("video_token_id", "video_pad"), ("image_token_id", "image_pad"),
+        )
+    }  # fmt: skip
+    text = {
+        **shape.text, "vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True,
+    }  # fmt: skip
+    config = Qwen2VLConfig(text_config=text, vision_config=shape.vision, tie_word_embeddings=True, **special)
+    torch.manual_seed(seed)
+    model = _in(shape.dtype, lambda: Qwen2VLForConditionalGeneration(config))
+    with torch.no_grad():  # what is read shows in what is written
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 2 * parameter[0].numel() ** -0.5)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+    return Qwen2VL(model, tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -172,18 +172,29 @@ class Generator(ABC):
         size: Size | None = None,
         guide: Guide | None = None,
     ) -> np.ndarray:
-        """uint8 clips (len(prompts), frames, height, width, 3). Equal prompts next to each other are encoded once."""
+        """uint8 clips (len(prompts), frames, height, width, 3): all `batches` together."""
+        return np.concatenate(list(self.batches(prompts, seeds, steps, guidance, batch_size, size, guide)))
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        batch_size: int = 64,
+        size: Size | None = None,
+        guide: Guide | None = None,
+    ) -> Iterator[np.ndarray]:
+        """uint8 clips (at most `batch_size`, frames, height, width, 3), batch after batch, each made when it is asked
+        for. Equal prompts are encoded once."""
         distinct = list(dict.fromkeys(prompts))
-        with torch.inference_mode():
-            rows = torch.cat([self.encode_text(distinct[i : i + 256]) for i in range(0, len(distinct), 256)])
-            null_text = self.encode_text([""])
-            index = torch.tensor([distinct.index(prompt) for prompt in prompts])
-            clips = []
-            for start in range(0, len(prompts), batch_size):
-                part = slice(start, start + batch_size)
-                latents = self.sample(rows[index[part]], null_text, seeds[part], steps, guidance, size, guide)
-                clips.append(self.decode(latents))
-        return np.concatenate(clips)
+        rows = torch.cat([self.encode_text(distinct[i : i + 256]) for i in range(0, len(distinct), 256)])
+        null_text = self.encode_text([""])
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        index = torch.tensor([row_of[prompt] for prompt in prompts])
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.decode(self.sample(rows[index[part]], null_text, seeds[part], steps, guidance, size, guide))
 
     @property
     def fps(self) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dualipo.critic.asking import Vote
     from dualipo.resume import Chunks
 
-PROMPTS_A_CHUNK = 16
+PROMPTS_A_CHUNK, CLIPS_A_CHUNK = 16, 128
 
 
 def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path, labels: Path) -> Summary:
@@ -83,7 +83,13 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_r
                 row["reward"] = reward
         return [{key: value for key, value in row.items() if key != "question"} for row in rows]
 
-    return Chunks(job.work, "labelling", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    groups = list(store.by_prompt().values())
+    return Chunks(job.work, "labelling", groups, chunk_size(groups), chunk)
+
+
+def chunk_size(groups: Sequence[list[Clip]]) -> int:
+    """Prompts of a chunk: fewer where each has many candidates, so that memory does not grow with them."""
+    return max(min(PROMPTS_A_CHUNK, CLIPS_A_CHUNK // max(map(len, groups), default=1)), 1)
 
 
 def _judge(judge: Any, seen: Any, groups: Sequence[list[Clip]], section: Label, seed: int) -> list[dict[str, Any]]:
