@@ -106,12 +106,17 @@ def peak_memory(
     On a GPU what torch allocated; on a CPU resident memory above that of the process when it has done the same with
     `smallest`, so that libraries do not count.
     """
-    # Freed tensors go back to the system at once: glibc would keep those under 32 MiB.
+    return fresh(_measure, prepare, size, smallest, arguments)
+
+
+def fresh(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What the function returns in a process of its own, where freed tensors go back to the system at once."""
+    # glibc would keep those under 32 MiB.
     kept = {name: os.environ.get(name) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
     os.environ.update(dict.fromkeys(kept, "65536"))
     context = get_context("spawn")
     answer = context.SimpleQueue()
-    process = context.Process(target=_measure, args=(prepare, size, smallest, arguments, answer))
+    process = context.Process(target=_answer, args=(function, arguments, answer))
     try:
         process.start()
         process.join()
@@ -119,30 +124,34 @@ def peak_memory(
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     if process.exitcode:
-        sys.exit(f"measuring the memory of {prepare.__name__} failed")
+        sys.exit(f"{function.__name__} failed in a process of its own")
     return answer.get()
 
 
-def _measure(
-    prepare: Callable[..., Callable[[int], Any]], size: Any, smallest: Any, arguments: Sequence[Any], answer: Any
-) -> None:
+def _answer(function: Callable[..., Any], arguments: Sequence[Any], answer: Any) -> None:
     prepare_torch()
+    answer.put(function(*arguments))
+
+
+def _measure(
+    prepare: Callable[..., Callable[[int], Any]], size: Any, smallest: Any, arguments: Sequence[Any]
+) -> dict[str, float]:
     if not torch.cuda.is_available():
         work = prepare(smallest, *arguments)
         work(0), work(1)
         del work
         gc.collect()
-    base = _restart_peak()
+    base = restart_peak()
     work = prepare(size, *arguments)
     work(0)
-    whole = _peak()
+    whole = peak()
     gc.collect()
-    _restart_peak()
+    restart_peak()
     work(1)
-    answer.put({"step": _peak() - base, "whole": max(whole, _peak()) - base})
+    return {"step": peak() - base, "whole": max(whole, peak()) - base}
 
 
-def _restart_peak() -> float:
+def restart_peak() -> float:
     """Counts the peak anew; bytes in use now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -152,7 +161,7 @@ def _restart_peak() -> float:
     return _status("VmRSS")
 
 
-def _peak() -> float:
+def peak() -> float:
     return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _status("VmHWM")
 
 

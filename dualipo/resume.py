@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dualipo.artifacts import atomic
 
 Item = TypeVar("Item")
+CLIPS_A_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,8 @@ class Chunks(Generic[Item]):
 
     def _file(self, index: int) -> Path:
         return self.work / f"{self.name}-{index:05d}.jsonl"
+
+
+def chunk_size(groups: Sequence[Sequence[Any]], most: int) -> int:
+    """How many prompts' clips make a chunk: `most`, or fewer where each has so many that it would hold over 128."""
+    return max(min(most, CLIPS_A_CHUNK // max(map(len, groups), default=1)), 1)

@@ -18,8 +18,8 @@ import sampling
 from random_models import CRITICS, SHAPES, build_critic, build_generator
 
 from dualipo.critic.cache import spread
+from dualipo.resume import chunk_size
 from dualipo.sizes import BACKBONES
-from dualipo.steps.label import chunk_size
 
 torch.set_num_threads(1)
 TINY, TINY_WAN = SHAPES["tiny"], replace(SHAPES["tiny-wan"], dtype=torch.float32, settings={})
@@ -89,7 +89,7 @@ def test_batches_are_made_when_asked_for(monkeypatch):
 
 
 def test_chunks_of_labelling_hold_so_many_clips():
-    assert [chunk_size([[0] * candidates] * 40) for candidates in (2, 6, 8, 9, 64, 1000)] == [16, 16, 16, 14, 2, 1]
+    assert [chunk_size([[0] * candidates] * 40, 16) for candidates in (2, 6, 8, 9, 64, 1000)] == [16, 16, 16, 14, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["cogvideox-2b", "wan-1.3b"])

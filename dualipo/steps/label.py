@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dualipo.critic.asking import Vote
     from dualipo.resume import Chunks
 
-PROMPTS_A_CHUNK, CLIPS_A_CHUNK = 16, 128
+PROMPTS_A_CHUNK = 16
 
 
 def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path, labels: Path) -> Summary:
@@ -62,7 +62,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_r
     """The questions and their rewards, some prompts' clips at a time; certainties need the rewards of all."""
     from dualipo.critic.base import load_critic
     from dualipo.media.store import ClipStore
-    from dualipo.resume import Chunks
+    from dualipo.resume import Chunks, chunk_size
 
     section = config.label
     store = ClipStore(candidates)
@@ -84,12 +84,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_r
         return [{key: value for key, value in row.items() if key != "question"} for row in rows]
 
     groups = list(store.by_prompt().values())
-    return Chunks(job.work, "labelling", groups, chunk_size(groups), chunk)
-
-
-def chunk_size(groups: Sequence[list[Clip]]) -> int:
-    """Prompts of a chunk: fewer where each has many candidates, so that memory does not grow with them."""
-    return max(min(PROMPTS_A_CHUNK, CLIPS_A_CHUNK // max(map(len, groups), default=1)), 1)
+    return Chunks(job.work, "labelling", groups, chunk_size(groups, PROMPTS_A_CHUNK), chunk)
 
 
 def _judge(judge: Any, seen: Any, groups: Sequence[list[Clip]], section: Label, seed: int) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunk
     """The scoring, some prompts' clips at a time: rows of scores, and of pairs."""
     from dualipo.critic.scoring import load_scorer
     from dualipo.media.store import ClipStore
-    from dualipo.resume import Chunks
+    from dualipo.resume import Chunks, chunk_size
 
     section, store = config.prefer, ClipStore(candidates)
     load = functools.cache(lambda: load_scorer(critic, config.label))
@@ -92,7 +92,8 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunk
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
         return [*({"row": row} for row in rows), *({"pair": pair} for pair in ends)]
 
-    return Chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    groups = list(store.by_prompt().values())
+    return Chunks(job.work, "preferring", groups, chunk_size(groups, PROMPTS_A_CHUNK), chunk)
 
 
 def _ends(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:
