@@ -1,6 +1,6 @@
 """A step of Diffusion-DPO, its time and its peak memory, against a textbook step, in one run.
 
-    python benchmarks/dpo_step.py [--size small] [--tuning lora full] [--repetitions 7]
+    python benchmarks/dpo_step.py [--size small] [--tuning lora full] [--repetitions 5]
 
 Ours: `dualipo.alignment.trainer`. Clips and texts are encoded once, before training; VAE and text encoder are freed; a
 LoRA's reference is the model with its adapter off; winner, loser and real clip share a pass.
@@ -218,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="small")
     parser.add_argument("--tuning", nargs="+", choices=("lora", "full"), help="both; of the real shapes, lora")
-    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     prepare_torch()
