@@ -16,6 +16,7 @@ qwen2-vl-2b, our way is less than 4 times as fast.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import REPOSITORY, RESULTS, Operations, Times, alternate, finish, machine_line, peak_rate, table
+from measuring import REPOSITORY, RESULTS, Operations, alternate, finish, machine_line, peak_rate, table
 from random_models import CRITICS, build_critic
 
 from dualipo.critic.asking import Asking, Vote, ask, count_votes
@@ -61,31 +62,38 @@ class Work:
     """Each pair's first order, then all second ones."""
     how: Asking
 
+    @property
+    def asked(self) -> list[list[Question]]:
+        return [self.ratings, self.pairs]
+
 
 # ---- ours
 
 
-def ours(work: Work, questions: Sequence[Question], seed: int) -> Answered:
-    critic, paths = work.critic, []
+def ours(work: Work, seed: int) -> list[Answered]:
+    """As the step `label` asks: every clip is seen once for all questions."""
+    critic, seen, answered = work.critic, work.critic.see(work.clips), []
     plain = critic.paths
-
-    def noted(*arguments: Any) -> list[list[str]]:
-        found = plain(*arguments)
-        paths.extend(found)
-        return found
-
-    critic.paths = noted  # type: ignore[method-assign]
-    try:
-        return Answered(paths, ask(critic, questions, critic.see(work.clips), work.how, seed))
-    finally:
-        critic.paths = plain  # type: ignore[method-assign]
+    for questions in work.asked:
+        paths: list[list[str]] = []
+        critic.paths = lambda *a, into=paths: into.extend(plain(*a)) or into[-len(a[0]) :]  # type: ignore[method-assign]
+        try:
+            votes = ask(critic, questions, seen, work.how, seed)
+        finally:
+            critic.paths = plain  # type: ignore[method-assign]
+        answered.append(Answered(paths, votes))
+    return answered
 
 
 # ---- textbook
 
 
-def textbook(work: Work, questions: Sequence[Question], seed: int) -> Answered:
+def textbook(work: Work, seed: int) -> list[Answered]:
     """The same batches with the same random numbers, from transformers' own `generate`."""
+    return [_generated(work, questions, seed) for questions in work.asked]
+
+
+def _generated(work: Work, questions: Sequence[Question], seed: int) -> Answered:
     critic, how, paths = work.critic, work.how, []
     ordered = sorted(range(len(questions)), key=lambda i: questions[i].topic)
     for number, start in enumerate(range(0, len(ordered), how.batch_size)):
@@ -166,54 +174,37 @@ def prepare(size: str, prompts: int, paths: int, data: Path) -> Work:
     return Work(critic, clips, ratings, [*forward, *(pair.swapped() for pair in forward)], how)
 
 
-def equal(own: Answered, plain: Answered, pairs: bool) -> int:
-    """Paths and verdicts that differ, those of pairs after both orders were brought together too."""
-    wrong = sum(a != b for x, y in zip(own.paths, plain.paths, strict=True) for a, b in zip(x, y, strict=True))
-    wrong += sum(a != b for a, b in zip(own.votes, plain.votes, strict=True))
-    if pairs:
-        half = len(own.verdicts) // 2
-        kept = [
-            [reconcile(a, b) for a, b in zip(found.verdicts[:half], found.verdicts[half:], strict=True)]
-            for found in (own, plain)
-        ]
-        wrong += sum(a != b for a, b in zip(*kept, strict=True))
-    return wrong
+def differing(own: list[Answered], plain: list[Answered]) -> int:
+    """Paths and verdicts that differ, and those of pairs after both orders were brought together."""
+    wrong = 0
+    for a, b in zip(own, plain, strict=True):
+        wrong += sum(x != y for of, by in zip(a.paths, b.paths, strict=True) for x, y in zip(of, by, strict=True))
+        wrong += sum(x != y for x, y in zip(a.votes, b.votes, strict=True))
+    kept = []
+    for found in (own, plain):
+        verdicts = found[1].verdicts
+        half = len(verdicts) // 2
+        kept.append([reconcile(x, y) for x, y in zip(verdicts[:half], verdicts[half:], strict=True)])
+    return wrong + sum(x != y for x, y in zip(*kept, strict=True))
 
 
 def compare(work: Work, repetitions: int) -> dict[str, Any]:
-    kinds = {"ratings": work.ratings, "pairs, both orders": work.pairs}
     dtype, wrong = work.critic.model.dtype, 0
     if dtype != torch.float32:  # 16 bits round more than the two ways differ
         work.critic.model.float()
-        for kind, questions in kinds.items():
-            own, plain = (way(work, questions[:4], SEED) for way in (ours, textbook))
-            wrong += equal(own, plain, kind != "ratings")
+        wrong = differing(ours(work, SEED), textbook(work, SEED))
         work.critic.model.to(dtype)
-    done: list[list[int]] = [[], []]
-    for questions in kinds.values():
-        for counts, way in zip(done, (ours, textbook), strict=True):
-            with Operations() as counted:
-                way(work, questions, SEED)
-            counts.append(counted.total)
-    found: dict[str, Any] = {}
-    for kind, questions in kinds.items():
-        times, answered = alternate(
-            lambda seed, own=questions: ours(work, own, seed),
-            lambda seed, own=questions: textbook(work, own, seed),
-            repetitions,
-            warm_up=0,
-        )
-        if dtype == torch.float32:
-            wrong += sum(equal(own, plain, kind != "ratings") for own, plain in answered)
-        paths = [path for own, _ in answered for of in own.paths for path in of]
-        readable = sum(sum(vote.votes.values()) - vote.votes["invalid"] for own, _ in answered for vote in own.votes)
-        found[kind] = {"times": times, "questions": len(questions), "readable": readable / len(paths)}
-    own, plain = (
-        [sum(both) for both in zip(*(f["times"].__dict__[way] for f in found.values()), strict=True)]
-        for way in ("ours", "textbook")
-    )
-    found["all"] = {"times": Times(own, plain), "questions": sum(f["questions"] for f in found.values())}
-    return {"kinds": found, "wrong": wrong, "operations": [sum(counts) for counts in done]}
+    operations = []
+    for way in (ours, textbook):
+        with Operations() as counted:
+            way(work, SEED)
+        operations.append(counted.total)
+    times, answered = alternate(lambda seed: ours(work, seed), lambda seed: textbook(work, seed), repetitions, 0)
+    if dtype == torch.float32:
+        wrong = sum(differing(*each) for each in answered)
+    votes = [vote for own, _ in answered for kind in own for vote in kind.votes]
+    readable = 1 - sum(vote.votes["invalid"] for vote in votes) / (len(votes) * work.how.paths)
+    return {"times": times, "differing": wrong, "operations": operations, "readable": readable}
 
 
 def main() -> None:
@@ -228,32 +219,27 @@ def main() -> None:
     prepare_torch()
     rate, source = peak_rate()
     work = prepare(arguments.size, arguments.prompts, arguments.paths, arguments.data)
-    compared = compare(work, arguments.repetitions)
-    found, done = compared["kinds"], compared["operations"]
-    times = found["all"]["times"]
+    found = compare(work, arguments.repetitions)
+    times, done = found.pop("times"), found["operations"]
+    reached = done[0] / statistics.median(times.ours)
 
     faults = []
-    if compared["wrong"]:
-        faults.append(f"{compared['wrong']} paths and verdicts differ")
+    if found["differing"]:
+        faults.append(f"{found['differing']} paths and verdicts differ")
     if arguments.size not in ("tiny", "world") and times.faster["median"] < FASTER:
         faults.append(f"{times.faster['median']:.2f} times as fast, {FASTER:g} is required")
-    rows = [
-        [kind, f"{each['questions']} x {arguments.paths} paths", *each["times"].row()] for kind, each in found.items()
-    ]
-    readable = found["ratings"]["readable"]
-    mine = sorted(times.ours)[len(times.ours) // 2]
+    asked = f"{len(work.ratings)} ratings, {len(work.pairs)} pairs, {arguments.paths} paths each"
     parts = [
         f"Labelling, size {arguments.size}, {arguments.repetitions} repetitions. {machine_line()}",
-        table(["work", "size", "s", "textbook, s", "times faster"], rows),
-        f"Brackets: the median's interval, of paired ratios. {compared['wrong']} paths and verdicts differ; "
-        f"{readable:.0%} of the ratings' paths end in a readable verdict.",
+        table(["work", "s", "textbook, s", "times faster", "differing"], [[asked, *times.row(), found["differing"]]]),
+        "Brackets: the median's interval, of paired ratios. Differing: paths and verdicts, of "
+        f"{arguments.repetitions} repetitions; {found['readable']:.0%} of the paths end in a readable verdict.",
         f"{done[0] / 1e9:,.1f}e9 operations against {done[1] / 1e9:,.1f}e9 ({done[1] / done[0]:.2f} times), "
-        f"{done[0] / mine / rate:.0%} of the peak rate ({rate / 1e9:.0f}e9 a second, {source}).",
+        f"{reached / rate:.0%} of the peak rate ({rate / 1e9:.0f}e9 a second, {source}).",
     ]
     content = {
         "size": arguments.size, "paths": arguments.paths, "prompts": arguments.prompts, "peak_rate": rate,
-        "operations": done, "differing": compared["wrong"],
-        "found": {kind: {"questions": each["questions"], **each["times"].content} for kind, each in found.items()},
+        "ratings": len(work.ratings), "pairs": len(work.pairs), **found, **times.content,
     }  # fmt: skip
     finish(f"labelling-{arguments.size}", parts, content, faults, arguments.out)
 

@@ -15,6 +15,7 @@ gained are products of few rows and repeated encodings: a clip of many tokens ke
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def compare(shape: Shape, candidates: int, repetitions: int) -> dict[str, Any]:
         "latents_differ_by": max(off or [difference(each) for each in found]),
         "pixels_differ_by": max(int(np.abs(a[0].astype(int) - b[0]).max()) for a, b in found),
         "operations": operations,
-        "rate": operations / sorted(times.ours)[len(times.ours) // 2],
+        "rate": operations / statistics.median(times.ours),
     }
 
 

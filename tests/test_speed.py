@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import noise_clip, save_family
+from transformers.cache_utils import DynamicCache
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import dpo_step
@@ -17,7 +19,9 @@ import measuring
 import sampling
 from random_models import CRITICS, SHAPES, build_critic, build_generator
 
-from dualipo.critic.cache import spread
+from dualipo.critic import cache
+from dualipo.critic.base import load_critic
+from dualipo.critic.questions import Question
 from dualipo.resume import chunk_size
 from dualipo.sizes import BACKBONES
 
@@ -44,39 +48,54 @@ def test_sampling_in_a_batch_gives_the_pipelines_latents(shape):
     assert np.abs(both[0][0].astype(int) - both[1][0]).max() <= 1
 
 
-def test_labelling_gives_the_paths_and_verdicts_of_generate():
+@pytest.mark.parametrize("shared_from", [1, 1000])
+def test_labelling_gives_the_paths_and_verdicts_of_generate(monkeypatch, shared_from):
+    monkeypatch.setattr(cache, "SHARED_FROM", shared_from)
     work = labelling.prepare("tiny", prompts=1, paths=3, data=Path())
-    for questions in (work.ratings, work.pairs):
-        own, plain = (way(work, questions, 7) for way in (labelling.ours, labelling.textbook))
-        assert labelling.equal(own, plain, questions is work.pairs) == 0
-        assert len({path for paths in own.paths for path in paths}) > len(questions), "paths differ from each other"
-        other = labelling.ours(work, questions, 8)
-        assert labelling.equal(own, other, questions is work.pairs) > 0, "a difference would be seen"
+    own = labelling.ours(work, 7)
+    assert labelling.differing(own, labelling.textbook(work, 7)) == 0
+    assert len({path for kind in own for paths in kind.paths for path in paths}) > 16, "paths differ from each other"
+    assert labelling.differing(own, labelling.ours(work, 8)) > 0, "a difference would be seen"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_other_families_share_what_was_read_too(family, tmp_path, monkeypatch):
+    critic, answered = load_critic(save_family(tmp_path, family)), []
+    clips = {name: noise_clip(n) for n, name in enumerate(("x", "y"))}
+    # Of different lengths: the shorter question is padded.
+    questions = [Question("motion", "a circle", ("x",)), Question("overall", "a blue pillar staying still", ("x", "y"))]
+    attention = critic.language_model.config._attn_implementation
+    for shared_from in (1, 1000):
+        monkeypatch.setattr(cache, "SHARED_FROM", shared_from)
+        answered.append(critic.paths(questions, critic.see(clips), 3, 1.0, 8, seed=5))
+    assert answered[0] == answered[1] and len({path for paths in answered[0] for path in paths}) == 6
+    assert critic.language_model.config._attn_implementation == attention
 
 
 def test_a_spread_cache_holds_what_a_copied_one_does():
-    from transformers.cache_utils import DynamicCache
-
     source = torch.Generator().manual_seed(0)
-    first, later = (
-        [torch.randn(rows, 2, length, 4, generator=source) for _ in range(4)] for rows, length in ((2, 5), (6, 1))
-    )
-    caches = DynamicCache(), DynamicCache()
-    for cache in caches:
+
+    def layers(rows: int, length: int) -> list[torch.Tensor]:
+        return [torch.randn(rows, 2, length, 4, generator=source) for _ in range(4)]
+
+    caches, first = (DynamicCache(), DynamicCache()), layers(2, 5)
+    for each in caches:
         for layer in range(2):
-            cache.update(*first[2 * layer : 2 * layer + 2], layer)
+            each.update(*first[2 * layer : 2 * layer + 2], layer)
     caches[0].batch_repeat_interleave(3)
-    spread(caches[1], 3, room=2)
+    with cache.spread(None, caches[1], 3, room=2) as besides:
+        assert besides == {}
+    places = [layer.keys.data_ptr() for layer in caches[1].layers]
     for grown in range(3):
-        for layer in range(2):
-            copied, placed = (cache.layers[layer] for cache in caches)
+        assert [each.get_seq_length() for each in caches] == [5 + grown] * 2
+        for copied, placed in zip(caches[0].layers, caches[1].layers, strict=True):
             assert torch.equal(copied.keys, placed.keys) and torch.equal(copied.values, placed.values)
-        assert [cache.get_seq_length() for cache in caches] == [5 + grown] * 2
         if grown < 2:
+            later = layers(6, 1)
             for layer in range(2):
-                expected, found = (cache.update(*later[2 * layer : 2 * layer + 2], layer) for cache in caches)
+                expected, found = (each.update(*later[2 * layer : 2 * layer + 2], layer) for each in caches)
                 assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    assert caches[1].layers[0].keys.data_ptr() == caches[1].layers[0]._keys.data_ptr(), "nothing was copied"
+    assert places == [layer.keys.data_ptr() for layer in caches[1].layers], "nothing was copied"
 
 
 def test_batches_are_made_when_asked_for(monkeypatch):
