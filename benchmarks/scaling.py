@@ -1,6 +1,6 @@
 """Cost of sampling and labelling over two decades of prompts and of candidates: does it grow in proportion?
 
-    python benchmarks/scaling.py [--prompts 2 20 200] [--candidates 2 20 200]
+    python benchmarks/scaling.py [--prompts 1 10 100] [--candidates 2 20 200]
 
 The steps `generate` and `label` as they are, files and all, on models of tiny shape with random weights: what is
 measured is how cost grows, not how fast a model is. One process takes all sizes, after one that is not counted. Prints
@@ -77,7 +77,7 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[2, 20, 200])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--candidates", type=int, nargs="+", default=[2, 20, 200])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
