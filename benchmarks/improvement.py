@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualipo import __version__
+from measuring import REPOSITORY, table, versions
+
 from dualipo.artifacts import digest, read_json, write_json
 from dualipo.config import Config, load_config
 from dualipo.engine import run
@@ -28,7 +28,6 @@ from dualipo.evaluation.bootstrap import interval, paired_difference
 from dualipo.runtime import git_commit, threads
 from dualipo.steps import BASE, derive_seed
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MIN_GAIN, MIN_AGREEMENT = 5.0, 0.75
 CAVEAT = (
     "The small world's own benchmark (0 to 100, scored by its oracle on held-out prompts) with simulated annotators. "
@@ -132,11 +131,6 @@ def spoken(value: dict[str, float], scale: float = 1.0, signed: bool = False) ->
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
 def show(measured: Sequence[Measured], pooled: dict[str, float], resamples: int) -> str:
     names = [entry["round"] for entry in measured[0].rounds]
     gains, critics, rounds = [], [], []
@@ -217,7 +211,7 @@ def main() -> None:
             "parameters": config.model_dump(mode="json"),
             "data_md5": digest(arguments.data).md5,
             "git_commit": git_commit(REPOSITORY),
-            "versions": _versions(),
+            "versions": versions(),
             "threads": threads(),
         },
     )
@@ -229,15 +223,6 @@ def main() -> None:
         print("All requirements are met.")
     print(f"Written to {arguments.result}")
     sys.exit(bool(faults))
-
-
-def _versions() -> dict[str, str]:
-    import diffusers
-    import torch
-    import transformers
-
-    libraries = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
-    return {"dualipo": __version__, "python": platform.python_version(), **libraries}
 
 
 if __name__ == "__main__":

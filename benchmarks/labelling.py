@@ -1,55 +1,105 @@
-"""Asking the critic and sampling candidates, against doing the same the textbook way, in one run.
+"""Labelling: ratings on three dimensions and pairs in both orders, five paths each, against transformers' `generate`.
 
-    python benchmarks/labelling.py [--paths 4] [--prompts 8] [--repetitions 5] [--data data]
+    python benchmarks/labelling.py [--size small] [--paths 5] [--prompts 1] [--repetitions 5]
 
-Labelling: one pass of the vision tower a clip, and one reading of each question, whose cache all its paths share.
-Textbook: `model.generate(num_return_sequences=paths)`, which looks at every clip and reads every question once for each
-path. Both ask the same questions in the same batches at the same temperature, and stop at the end of an answer.
-Sampling: prompts encoded once, many clips denoised together. Textbook: diffusers' own pipeline, one call a clip.
-Prints medians over the repetitions, in Markdown.
+Ours: `dualipo.critic.asking.ask`: a clip goes through the vision tower once, a question is read once, and its paths
+share what was read. Textbook: `model.generate(num_return_sequences=paths)`, which looks at every clip and reads every
+question once for each path. Both ask the same questions in the same batches and draw the same random numbers: every
+path and every verdict must be equal.
+
+Sizes: `small`, for a CPU, a critic with random weights that reads far more than it writes, as real ones do; `world`,
+the small world's own critic and clips, whose verdicts can be read; `qwen2-vl-2b`, the real model's shape with random
+weights, for a GPU; `tiny` tries the command out. Exits with 1 where a path or verdict differs or, at sizes small and
+qwen2-vl-2b, our way is less than 4 times as fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import REPOSITORY, RESULTS, Operations, alternate, finish, machine_line, peak_rate, table
+from random_models import CRITICS, build_critic
 
-from dualipo.config import Config
+from dualipo.critic.asking import Asking, Vote, ask, count_votes
 from dualipo.critic.base import Critic, load_critic
 from dualipo.critic.questions import Question
-from dualipo.critic.voting import parse_verdict
-from dualipo.generator.base import Generator, load_generator
-from dualipo.records import DIMENSIONS, Prompt, read_rows
-from dualipo.runtime import prepare_torch, threads
+from dualipo.critic.voting import reconcile
+from dualipo.media.video import decode_clip
+from dualipo.records import DIMENSIONS, HumanChoice, find_table, read_rows
+from dualipo.runtime import prepare_torch
 from dualipo.steps import derive_seed
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+FASTER, SEED = 4.0, 0
 Clips = dict[str, np.ndarray]
-Paths = list[list[str]]
 
 
-def ask_shared(critic: Critic, clips: Clips, questions: Sequence[Question], config: Config, seed: int) -> Paths:
-    """Every question's paths, as the steps sample them."""
-    how, seen, paths = config.label, critic.see(clips), []
-    for part in batches(questions, how.batch_size):
-        paths += critic.paths(part, seen, how.paths, how.temperature, how.max_new_tokens, seed)
-    return paths
+@dataclass(frozen=True)
+class Answered:
+    """What a way of asking came to."""
+
+    paths: list[list[str]]
+    votes: list[Vote]
+
+    @property
+    def verdicts(self) -> list[Any]:
+        return [vote.verdict for vote in self.votes]
 
 
-def ask_textbook(critic: Critic, clips: Clips, questions: Sequence[Question], config: Config, seed: int) -> Paths:
-    """Every question's paths, from transformers' own `generate`."""
-    how, paths = config.label, []
-    torch.manual_seed(seed)
-    for part in batches(questions, how.batch_size):
-        inputs = textbook_inputs(critic, clips, part)
+@dataclass(frozen=True)
+class Work:
+    critic: Critic
+    clips: Clips
+    ratings: list[Question]
+    pairs: list[Question]
+    """Each pair's first order, then all second ones."""
+    how: Asking
+
+    @property
+    def asked(self) -> list[list[Question]]:
+        return [self.ratings, self.pairs]
+
+
+# ---- ours
+
+
+def ours(work: Work, seed: int) -> list[Answered]:
+    """As the step `label` asks: every clip is seen once for all questions."""
+    critic, seen, answered = work.critic, work.critic.see(work.clips), []
+    plain = critic.paths
+    for questions in work.asked:
+        paths: list[list[str]] = []
+        critic.paths = lambda *a, into=paths: into.extend(plain(*a)) or into[-len(a[0]) :]  # type: ignore[method-assign]
+        try:
+            votes = ask(critic, questions, seen, work.how, seed)
+        finally:
+            critic.paths = plain  # type: ignore[method-assign]
+        answered.append(Answered(paths, votes))
+    return answered
+
+
+# ---- textbook
+
+
+def textbook(work: Work, seed: int) -> list[Answered]:
+    """The same batches with the same random numbers, from transformers' own `generate`."""
+    return [_generated(work, questions, seed) for questions in work.asked]
+
+
+def _generated(work: Work, questions: Sequence[Question], seed: int) -> Answered:
+    critic, how, paths = work.critic, work.how, []
+    ordered = sorted(range(len(questions)), key=lambda i: questions[i].topic)
+    for number, start in enumerate(range(0, len(ordered), how.batch_size)):
+        part = [questions[i] for i in ordered[start : start + how.batch_size]]
+        inputs = textbook_inputs(critic, work.clips, part)
+        torch.manual_seed(derive_seed(seed, number))
         with torch.inference_mode():
             written = critic.model.generate(
                 **inputs,
@@ -64,8 +114,9 @@ def ask_textbook(critic: Critic, clips: Clips, questions: Sequence[Question], co
             )
         read = inputs["input_ids"].shape[1]
         texts = critic.tokenizer.batch_decode(written[:, read:], skip_special_tokens=True)
-        paths += list(batches(texts, how.paths))
-    return paths
+        paths += [texts[i : i + how.paths] for i in range(0, len(texts), how.paths)]
+    votes = {i: count_votes(questions[i], found) for i, found in zip(ordered, paths, strict=True)}
+    return Answered(paths, [votes[i] for i in range(len(questions))])
 
 
 def textbook_inputs(critic: Any, clips: Clips, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
@@ -77,13 +128,14 @@ def textbook_inputs(critic: Any, clips: Clips, questions: Sequence[Question]) ->
     rows = [critic._question_ids(question, stub) for question in questions]
     padded = critic.tokenizer.pad({"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt")
     video = padded["input_ids"] == critic.model.config.video_token_id
-    return {
+    inputs = {
         "input_ids": padded["input_ids"],
         "attention_mask": padded["attention_mask"],
         "mm_token_type_ids": video.int() * 2,
-        "pixel_values_videos": pixels,
+        "pixel_values_videos": pixels.to(critic.model.dtype),
         "video_grid_thw": torch.tensor([grid] * len(shown)),
     }
+    return {name: value.to(critic.model.device) for name, value in inputs.items()}
 
 
 class _Length:
@@ -93,110 +145,103 @@ class _Length:
         self.tokens = range(count)
 
 
-def sample_together(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], config: Config) -> np.ndarray:
-    how = config.generate
-    return generator.generate(prompts, seeds, how.steps, how.guidance, how.batch_size)
+# ---- the comparison
 
 
-def sample_textbook(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], config: Config) -> np.ndarray:
-    how, pipeline = config.generate, generator.pipeline
-    pipeline.set_progress_bar_config(disable=True)
-    clips = [
-        pipeline(
-            prompt,
-            num_inference_steps=how.steps,
-            guidance_scale=how.guidance,
-            generator=torch.Generator().manual_seed(seed),
-            max_sequence_length=generator.denoiser.config.max_text_seq_length,
-            output_type="np",
-        ).frames[0]
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-    return (np.stack(clips) * 255).round().astype(np.uint8)
+def prepare(size: str, prompts: int, paths: int, data: Path) -> Work:
+    """Four clips a prompt (of the small world's critic, people's test clips) and two pairs of them."""
+    if size == "world":
+        critic = load_critic(data / "critic")
+        rows = read_rows(find_table(data / "test", "choices"), HumanChoice)
+        texts = list(dict.fromkeys(row.prompt for row in rows))[:prompts]
+        named = {
+            t: list(dict.fromkeys(c for r in rows if r.prompt == t for c in (r.clip_a, r.clip_b)))[:4] for t in texts
+        }
+        clips = {name: decode_clip(data / "test" / name) for own in named.values() for name in own}
+        how = Asking(paths, 1.0, 64, 64)
+    else:
+        shape = CRITICS[size]
+        critic = build_critic(shape)
+        texts = [f"a small red circle moving left , number {n}" for n in range(prompts)]
+        named = {text: [f"{n}-{k}" for k in range(4)] for n, text in enumerate(texts)}
+        source = np.random.default_rng(SEED)
+        clips = {
+            name: source.integers(256, size=(*shape.clip, 3), dtype=np.uint8) for own in named.values() for name in own
+        }
+        how = Asking(paths, 1.0, shape.written, shape.batch_size)
+    ratings = [Question(dimension, text, (name,)) for text in texts for name in named[text] for dimension in DIMENSIONS]
+    forward = [Question("overall", text, pair) for text in texts for pair in list(combinations(named[text], 2))[:2]]
+    return Work(critic, clips, ratings, [*forward, *(pair.swapped() for pair in forward)], how)
 
 
-def batches(items: Sequence[Any], size: int) -> Iterator[Any]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def differing(own: list[Answered], plain: list[Answered]) -> int:
+    """Paths and verdicts that differ, and those of pairs after both orders were brought together."""
+    wrong = 0
+    for a, b in zip(own, plain, strict=True):
+        wrong += sum(x != y for of, by in zip(a.paths, b.paths, strict=True) for x, y in zip(of, by, strict=True))
+        wrong += sum(x != y for x, y in zip(a.votes, b.votes, strict=True))
+    kept = []
+    for found in (own, plain):
+        verdicts = found[1].verdicts
+        half = len(verdicts) // 2
+        kept.append([reconcile(x, y) for x, y in zip(verdicts[:half], verdicts[half:], strict=True)])
+    return wrong + sum(x != y for x, y in zip(*kept, strict=True))
 
 
-def clock(ways: dict[str, Callable[[int], Any]], repetitions: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each way, taken in turns after one call each to warm up, and what its last call gave."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, Any] = {}
-    for repetition in range(repetitions + 1):
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            results[name] = way(repetition)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}, results
+def compare(work: Work, repetitions: int) -> dict[str, Any]:
+    dtype, wrong = work.critic.model.dtype, 0
+    if dtype != torch.float32:  # 16 bits round more than the two ways differ
+        work.critic.model.float()
+        wrong = differing(ours(work, SEED), textbook(work, SEED))
+        work.critic.model.to(dtype)
+    operations = []
+    for way in (ours, textbook):
+        with Operations() as counted:
+            way(work, SEED)
+        operations.append(counted.total)
+    times, answered = alternate(lambda seed: ours(work, seed), lambda seed: textbook(work, seed), repetitions, 0)
+    if dtype == torch.float32:
+        wrong = sum(differing(*each) for each in answered)
+    votes = [vote for own, _ in answered for kind in own for vote in kind.votes]
+    readable = 1 - sum(vote.votes["invalid"] for vote in votes) / (len(votes) * work.how.paths)
+    return {"times": times, "differing": wrong, "operations": operations, "readable": readable}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paths", type=int, default=4)
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--size", choices=("world", *CRITICS), default="small")
+    parser.add_argument("--paths", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--data", type=Path, default=REPOSITORY / "data")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     prepare_torch()
-    config = Config.model_validate({"label": {"paths": arguments.paths}})
-    prompts = read_rows(arguments.data / "benchmark.jsonl", Prompt)[: arguments.prompts]
-    generator, critic = load_generator(arguments.data / "generator"), load_critic(arguments.data / "critic")
+    rate, source = peak_rate()
+    work = prepare(arguments.size, arguments.prompts, arguments.paths, arguments.data)
+    found = compare(work, arguments.repetitions)
+    times, done = found.pop("times"), found["operations"]
+    reached = done[0] / statistics.median(times.ours)
 
-    count = config.generate.candidates
-    texts = [prompt.text for prompt in prompts for _ in range(count)]
-    seeds = [derive_seed(0, prompt.id, k) for prompt in prompts for k in range(count)]
-    sampled, made = clock(
-        {
-            "together": lambda _: sample_together(generator, texts, seeds, config),
-            "textbook": lambda _: sample_textbook(generator, texts, seeds, config),
-        },
-        arguments.repetitions,
-    )
-    off = np.abs(made["together"].astype(int) - made["textbook"].astype(int)).max()
-
-    names = [f"{prompt.id}-{k}" for prompt in prompts for k in range(count)]
-    clips = dict(zip(names, made["together"], strict=True))
-    prompt_of = dict(zip(names, texts, strict=True))
-    singles = [Question(dimension, prompt_of[name], (name,)) for dimension in DIMENSIONS for name in names]
-    pairs = [
-        Question("overall", prompt.text, pair)
-        for prompt in prompts
-        for pair in list(combinations([f"{prompt.id}-{k}" for k in range(count)], 2))[: config.label.pairs_per_prompt]
+    faults = []
+    if found["differing"]:
+        faults.append(f"{found['differing']} paths and verdicts differ")
+    if arguments.size not in ("tiny", "world") and times.faster["median"] < FASTER:
+        faults.append(f"{times.faster['median']:.2f} times as fast, {FASTER:g} is required")
+    asked = f"{len(work.ratings)} ratings, {len(work.pairs)} pairs, {arguments.paths} paths each"
+    parts = [
+        f"Labelling, size {arguments.size}, {arguments.repetitions} repetitions. {machine_line()}",
+        table(["work", "s", "textbook, s", "times faster", "differing"], [[asked, *times.row(), found["differing"]]]),
+        "Brackets: the median's interval, of paired ratios. Differing: paths and verdicts, of "
+        f"{arguments.repetitions} repetitions; {found['readable']:.0%} of the paths end in a readable verdict.",
+        f"{done[0] / 1e9:,.1f}e9 operations against {done[1] / 1e9:,.1f}e9 ({done[1] / done[0]:.2f} times), "
+        f"{reached / rate:.0%} of the peak rate ({rate / 1e9:.0f}e9 a second, {source}).",
     ]
-    rows = []
-    for title, questions in (
-        ("ratings", singles),
-        ("pairs, both orders", [*pairs, *(pair.swapped() for pair in pairs)]),
-    ):
-        asked, answered = clock(
-            {
-                "together": lambda seed, own=questions: ask_shared(critic, clips, own, config, seed),
-                "textbook": lambda seed, own=questions: ask_textbook(critic, clips, own, config, seed),
-            },
-            arguments.repetitions,
-        )
-        readable = {
-            name: statistics.fmean(
-                parse_verdict(path, question.kind) is not None
-                for question, paths in zip(questions, found, strict=True)
-                for path in paths
-            )
-            for name, found in answered.items()
-        }
-        checks = f"readable verdicts {readable['together']:.1%} and {readable['textbook']:.1%}"
-        rows.append((f"labelling, {title}", f"{len(questions)} x {arguments.paths} paths", asked, checks))
-    rows.append(("sampling", f"{len(texts)} clips", sampled, f"pixels differ by at most {off} of 255"))
-
-    print(f"Medians of {arguments.repetitions} repetitions, {threads()} threads.\n")
-    print("| work | size | seconds | textbook, seconds | times faster | same work? |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for work, size, taken, check in rows:
-        together, textbook = taken["together"], taken["textbook"]
-        print(f"| {work} | {size} | {together:.2f} | {textbook:.2f} | {textbook / together:.1f} | {check} |")
+    content = {
+        "size": arguments.size, "paths": arguments.paths, "prompts": arguments.prompts, "peak_rate": rate,
+        "ratings": len(work.ratings), "pairs": len(work.pairs), **found, **times.content,
+    }  # fmt: skip
+    finish(f"labelling-{arguments.size}", parts, content, faults, arguments.out)
 
 
 if __name__ == "__main__":

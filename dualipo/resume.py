@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dualipo.artifacts import atomic
 
 Item = TypeVar("Item")
+CLIPS_A_CHUNK = 128
 Share = Callable[[Sequence[int], Callable[[int], None], Callable[[], Any]], None]
 """`share(indices, make, tell)`: each of the chunks gets made, by `make` or elsewhere, and is told of."""
 sharing: ContextVar[Share | None] = ContextVar("sharing", default=None)
@@ -63,6 +64,11 @@ class Chunks(Generic[Item]):
 
     def _file(self, index: int) -> Path:
         return self.work / f"{self.name}-{index:05d}.jsonl"
+
+
+def chunk_size(groups: Sequence[Sequence[Any]], most: int) -> int:
+    """How many prompts' clips make a chunk: `most`, or fewer where each has so many that it would hold over 128."""
+    return max(min(most, CLIPS_A_CHUNK // max(map(len, groups), default=1)), 1)
 
 
 def _alone(indices: Sequence[int], make: Callable[[int], None], tell: Callable[[], Any]) -> None:

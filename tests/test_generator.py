@@ -223,15 +223,15 @@ def test_clip_folders_hold_what_was_asked(whole, generator):
 @pytest.mark.parametrize("stopped_at", [1, 2, 3])
 def test_an_interrupted_sampling_equals_an_unbroken_one(whole, generator_folder, tmp_path, monkeypatch, stopped_at):
     monkeypatch.setattr(sampling, "SHARD_PROMPTS", 2)
-    generate, calls = CogVideoX.generate, []
+    batches, calls = CogVideoX.batches, []
 
     def killed(*arguments):
         calls.append(arguments)
         if len(calls) == stopped_at:
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return batches(*arguments)
 
-    monkeypatch.setattr(CogVideoX, "generate", killed)
+    monkeypatch.setattr(CogVideoX, "batches", killed)
     work, out = tmp_path / "work", tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         sample_clips(generator_folder, PROMPTS, SEEDS, HOW, work, out)

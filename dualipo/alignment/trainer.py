@@ -184,7 +184,7 @@ class Trainer(Task):
             for part, drawn_noise in zip(own, noise, strict=True):
                 self._compare(part, drawn_noise, None, None)
             self.batch.q_ref = self._q_ref()
-            self.batch.errors, self.batch.before = [[]], [[]]
+            self.batch.errors = [[]]
         return [partial(self._part, *each) for each in zip(own, noise, real_own, real_noise, strict=True)]
 
     def finish(self) -> dict[str, float]:
@@ -251,14 +251,17 @@ class Trainer(Task):
         error = _errors(self.generator, noised, target, levels, text)
         if real is not None and real_error is None:
             real_error = error[judged:]
-        before: list[torch.Tensor] = []
-        if self.section.loss in REFERRED:
+        found = list(error[:judged].chunk(len(sides)))
+        # A pass for KTO's Q_ref has been through the reference already.
+        before = [values for side in batch.before for known, values in side if known == part][: len(sides)]
+        for pieces, values in zip(batch.errors, found, strict=True):
+            pieces.append((part, values.detach()))
+        if self.section.loss in REFERRED and not before:
             with torch.no_grad(), self._as_reference() as model:
                 own = (each[:judged] for each in (noised, target, levels, text))
                 before = list(_errors(model, *own).chunk(len(sides)))
-        found = list(error[:judged].chunk(len(sides)))
-        for pieces, values in zip((*batch.errors, *batch.before), (*found, *before), strict=False):
-            pieces.append((part, values.detach()))
+            for pieces, values in zip(batch.before, before, strict=True):
+                pieces.append((part, values))
         if real is not None and real_error is not None:
             batch.real_errors.append((real, real_error.detach()))
         return found, before, real_error

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from dualipo.artifacts import read_json
-from dualipo.critic.cache import make_room
 from dualipo.critic.certainty import sequence_logprob
 from dualipo.critic.questions import Question, answer
 from dualipo.critic.voting import parse_verdict
@@ -153,9 +152,10 @@ class Critic(ABC):
         seed: int,
     ) -> list[list[str]]:
         """`count` sampled reasoning paths per question. The question is read once, its cache shared by all paths."""
+        from dualipo.critic.cache import spread
+
         inputs = self.embed(questions, features, None, pad_left=True)
         hidden, cache = self.hidden(**inputs, use_cache=True)
-        make_room(cache, count, max_new_tokens)
         logits = self.head(hidden[:, -1]).repeat_interleave(count, 0)
         positions = self.next_positions(inputs).repeat_interleave(count, -2)
         mask = inputs["attention_mask"].repeat_interleave(count, 0)
@@ -164,22 +164,24 @@ class Critic(ABC):
         written = torch.full((len(logits), max_new_tokens), end, dtype=torch.long, device=logits.device)
         done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         embedding = self.model.get_input_embeddings()
-        for place in range(max_new_tokens):
-            shares = F.softmax(logits.float() / temperature, -1)
-            tokens = torch.multinomial(shares, 1, generator=source)[:, 0]
-            written[:, place] = torch.where(done, end, tokens)
-            done |= tokens == end
-            if done.all() or place + 1 == max_new_tokens:
-                break
-            mask = F.pad(mask, (0, 1), value=1)
-            hidden, cache = self.hidden(
-                inputs_embeds=embedding(written[:, place : place + 1]),
-                attention_mask=mask,
-                position_ids=positions + place,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = self.head(hidden[:, -1])
+        with spread(self.language_model, cache, count, max_new_tokens) as shared:
+            for place in range(max_new_tokens):
+                shares = F.softmax(logits.float() / temperature, -1)
+                tokens = torch.multinomial(shares, 1, generator=source)[:, 0]
+                written[:, place] = torch.where(done, end, tokens)
+                done |= tokens == end
+                if done.all() or place + 1 == max_new_tokens:
+                    break
+                mask = F.pad(mask, (0, 1), value=1)
+                hidden, cache = self.hidden(
+                    inputs_embeds=embedding(written[:, place : place + 1]),
+                    attention_mask=mask,
+                    position_ids=positions + place,
+                    past_key_values=cache,
+                    use_cache=True,
+                    **shared,
+                )
+                logits = self.head(hidden[:, -1])
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [texts[start : start + count] for start in range(0, len(texts), count)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +34,8 @@ class Generator(ABC):
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
+        self.folder: Path | None = None
+        """Where it was loaded from, if it was."""
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -44,17 +46,19 @@ class Generator(ABC):
         """The same backbone over another denoiser; everything else is shared."""
         pipeline = copy(self.pipeline)
         pipeline.transformer = denoiser
-        return type(self)(pipeline)
+        found = type(self)(pipeline)
+        found.folder = self.folder
+        return found
 
     @property
     def device(self) -> torch.device:
         return self.denoiser.device
 
     def keep_denoiser(self) -> None:
-        """Leaves the denoiser alone on the device; text encoder and VAE wait in the CPU's memory, to be saved again."""
-        for part in self.pipeline.components.values():
+        """Frees text encoder and VAE. `save` reads them once more from `folder`, which must still be there."""
+        for name, part in self.pipeline.components.items():
             if isinstance(part, torch.nn.Module) and part is not self.denoiser:
-                part.to("cpu")
+                setattr(self.pipeline, name, None)
 
     @property
     def sampling_dtype(self) -> torch.dtype:
@@ -168,18 +172,29 @@ class Generator(ABC):
         size: Size | None = None,
         guide: Guide | None = None,
     ) -> np.ndarray:
-        """uint8 clips (len(prompts), frames, height, width, 3). Equal prompts next to each other are encoded once."""
+        """uint8 clips (len(prompts), frames, height, width, 3): all `batches` together."""
+        return np.concatenate(list(self.batches(prompts, seeds, steps, guidance, batch_size, size, guide)))
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        batch_size: int = 64,
+        size: Size | None = None,
+        guide: Guide | None = None,
+    ) -> Iterator[np.ndarray]:
+        """uint8 clips (at most `batch_size`, frames, height, width, 3), batch after batch, each made when it is asked
+        for. Equal prompts are encoded once."""
         distinct = list(dict.fromkeys(prompts))
-        with torch.inference_mode():
-            rows = torch.cat([self.encode_text(distinct[i : i + 256]) for i in range(0, len(distinct), 256)])
-            null_text = self.encode_text([""])
-            index = torch.tensor([distinct.index(prompt) for prompt in prompts])
-            clips = []
-            for start in range(0, len(prompts), batch_size):
-                part = slice(start, start + batch_size)
-                latents = self.sample(rows[index[part]], null_text, seeds[part], steps, guidance, size, guide)
-                clips.append(self.decode(latents))
-        return np.concatenate(clips)
+        rows = torch.cat([self.encode_text(distinct[i : i + 256]) for i in range(0, len(distinct), 256)])
+        null_text = self.encode_text([""])
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        index = torch.tensor([row_of[prompt] for prompt in prompts])
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.decode(self.sample(rows[index[part]], null_text, seeds[part], steps, guidance, size, guide))
 
     @property
     def fps(self) -> float:
@@ -188,7 +203,10 @@ class Generator(ABC):
 
     def save(self, folder: str | Path) -> None:
         """A folder that plain diffusers loads; safetensors only, and equal bytes wherever the model was loaded from."""
-        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        pipeline = self.pipeline
+        if self.folder is not None and pipeline.vae is None:
+            pipeline = _open_pipeline(self.folder, transformer=self.denoiser)
+        pipeline.save_pretrained(folder, safe_serialization=True)
         for path in [Path(folder) / "model_index.json", *Path(folder).glob("*/*config.json")]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("_name_or_path", None) is not None:
@@ -231,15 +249,29 @@ def load_generator(folder: str | Path) -> Generator:
         raise UserError(f"{index}: not a diffusers index; download the checkpoint again") from None
     if name not in backbones:
         raise UserError(f"{index}: no backbone for {name}; known: {', '.join(backbones)}")
+    pipeline = _open_pipeline(folder)
+    generator = backbones[name](pipeline)
+    generator.folder = Path(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return generator
+
+
+def _open_pipeline(folder: str | Path, **parts: torch.nn.Module) -> Any:
+    """The pipeline in a diffusers folder, on the CPU, with `parts` in place of its own. Raises UserError."""
     import diffusers
     from diffusers.utils import logging
     from safetensors import SafetensorError
 
+    kind = getattr(diffusers, json.loads((Path(folder) / "model_index.json").read_text())["_class_name"])
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # an error is told once, below
     try:
-        pipeline = getattr(diffusers, name).from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **parts)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: the checkpoint does not load ({' '.join(str(error).split())[:200]}); "
@@ -247,10 +279,3 @@ def load_generator(folder: str | Path) -> Generator:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    generator = backbones[name](pipeline)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline.to(device)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    return generator

@@ -57,7 +57,7 @@ def sampling_chunks(
         shards.mkdir(exist_ok=True)
         name = f"clips-{index:05d}.tar"
         rows = [(prompt, k, seed) for prompt, own in part for k, seed in enumerate(own)]
-        clips = generator.generate(
+        batches = generator.batches(
             [prompt.text for prompt, _, _ in rows],
             [seed for *_, seed in rows],
             how.steps,
@@ -67,8 +67,10 @@ def sampling_chunks(
             guide,
         )
         ids = [f"{prompt.id}-{k}" for prompt, k, _ in rows]
+        # One batch at a time is held: 16 prompts' clips of 49 frames of 480x720 are gigabytes.
+        clips = (clip for batch in batches for clip in batch)
         with atomic(shards / name) as temporary:
-            pack_shard(temporary, [(f"{i}.mp4", clip) for i, clip in zip(ids, clips, strict=True)], generator.fps)
+            pack_shard(temporary, zip((f"{i}.mp4" for i in ids), clips, strict=True), generator.fps)
         return [
             Clip(id=i, prompt_id=p.id, prompt=p.text, file=f"{name}/{i}.mp4", seed=seed).model_dump()
             for i, (p, _, seed) in zip(ids, rows, strict=True)

@@ -62,7 +62,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_r
     """The questions and their rewards, some prompts' clips at a time; certainties need the rewards of all."""
     from dualipo.critic.base import load_critic
     from dualipo.media.store import ClipStore
-    from dualipo.resume import Chunks
+    from dualipo.resume import Chunks, chunk_size
 
     section = config.label
     store = ClipStore(candidates)
@@ -83,7 +83,8 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_r
                 row["reward"] = reward
         return [{key: value for key, value in row.items() if key != "question"} for row in rows]
 
-    return Chunks(job.work, "labelling", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    groups = list(store.by_prompt().values())
+    return Chunks(job.work, "labelling", groups, chunk_size(groups, PROMPTS_A_CHUNK), chunk)
 
 
 def _judge(judge: Any, seen: Any, groups: Sequence[list[Clip]], section: Label, seed: int) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
     from dualipo.critic.videoreward.model import load_videoreward
     from dualipo.critic.videoreward.settings import is_videoreward
     from dualipo.media.store import ClipStore
-    from dualipo.resume import Chunks
+    from dualipo.resume import Chunks, chunk_size
 
     section, store = config.prefer, ClipStore(candidates)
     has_reward = is_videoreward(reward)
@@ -142,7 +142,8 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
             told = [{**item, "observed": observed[item["row"]["clip"]]} for item in told]
         return [*told, *({"pair": pair} for pair in ends)]
 
-    return Chunks(job.work, "preferring", list(store.by_prompt().values()), PROMPTS_A_CHUNK, chunk)
+    groups = list(store.by_prompt().values())
+    return Chunks(job.work, "preferring", groups, chunk_size(groups, PROMPTS_A_CHUNK), chunk)
 
 
 def _ends(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:
