@@ -9,6 +9,7 @@ import torch
 
 from dualipo.artifacts import read_json, write_json
 from dualipo.config import parse_config
+from dualipo.critic.videoreward.settings import write_none
 from dualipo.engine import Outcome, execute, execute_shard
 from dualipo.errors import UserError
 from dualipo.steps import GRAPH
@@ -44,7 +45,13 @@ def inputs(repository, tmp_path_factory) -> dict[str, Path]:
     with open(data / "benchmark.jsonl") as lines:
         prompts.write_text("".join(itertools.islice(lines, 5)))
     models = {name: data / name for name in ("generator", "critic", "critic_reference")}
-    return models | {"prompts": prompts, "benchmark": prompts, "candidate": data / "generator"}
+    write_none(folder / "reward")
+    return models | {
+        "reward": folder / "reward",
+        "prompts": prompts,
+        "benchmark": prompts,
+        "candidate": data / "generator",
+    }
 
 
 @pytest.fixture(scope="module")
