@@ -91,15 +91,15 @@ def test_shards_put_together_equal_one_process(whole, inputs, tmp_path, monkeypa
 def test_a_killed_shard_goes_on_where_it_was(whole, inputs, tmp_path, monkeypatch):
     from dualipo.generator.cogvideox import CogVideoX
 
-    generate, calls = CogVideoX.generate, []
+    batches, calls = CogVideoX.batches, []
 
     def killed(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return batches(*arguments)
 
-    monkeypatch.setattr(CogVideoX, "generate", killed)
+    monkeypatch.setattr(CogVideoX, "batches", killed)
     with pytest.raises(KeyboardInterrupt):
         make_parts("generate", 1, inputs, tmp_path)
     assert not (tmp_path / "part-0").exists()

@@ -77,7 +77,9 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path) -> Chunk
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
         scorer = load()
         clips = [clip for group in groups for clip in group]
-        seen = scorer.see({clip.id: store[clip.id] for clip in clips})
+        seen: dict[str, Any] = {}
+        for frames in store.read([clip.id for clip in clips]):
+            seen |= scorer.see(frames)
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
             {"clip": clip.id, "prompt_id": clip.prompt_id, "prompt": clip.prompt, **asdict(rated[clip.id])}
