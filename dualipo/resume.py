@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +58,13 @@ class Chunks(Generic[Item]):
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of every chunk in order; computes what is missing."""
+        return list(self.stream())
+
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """The same one by one, holding one chunk's."""
         self.make(range(len(self)))
-        files = [self._file(index) for index in range(len(self))]
-        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        for index in range(len(self)):
+            yield from map(json.loads, self._file(index).read_text(encoding="utf-8").splitlines())
 
     def _file(self, index: int) -> Path:
         return self.work / f"{self.name}-{index:05d}.jsonl"

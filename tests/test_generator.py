@@ -70,6 +70,17 @@ def test_plain_diffusers_makes_a_clip_of_the_folder(generator, tmp_path):
     assert clip.shape == (1, 9, 32, 32, 3) and np.isfinite(clip).all() and clip.std() > 0
 
 
+def test_a_denoiser_alone_is_saved_with_the_encoders_it_came_with(generator_folder, tmp_path):
+    whole, alone = load_generator(generator_folder), load_generator(generator_folder)
+    alone.keep_denoiser()
+    assert alone.pipeline.vae is None and alone.pipeline.text_encoder is None
+    for model in (whole, alone):
+        with torch.no_grad():
+            next(model.denoiser.parameters()).add_(1)
+        model.save(tmp_path / ("alone" if model is alone else "whole"))
+    assert digest(tmp_path / "alone") == digest(tmp_path / "whole") != digest(generator_folder)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rotates", [False, True])
 def test_clips_equal_those_of_the_pipelines_own_call(generator, pipeline, guidance, rotates):

@@ -87,10 +87,10 @@ class Contrary(Scorer):
     """A critic that likes the clips of high numbers; what it is shown it does not look at."""
 
     def see(self, clips):
-        return None
+        return dict.fromkeys(clips)
 
     def rate(self, clips, seen, seed):
-        return {clip.id: Rated(int(clip.id[-1]) / 4, True) for clip in clips}
+        return {clip.id: Rated(int(clip.id[-1]) / 4, True, {}) for clip in clips}
 
     def contradicts(self, pairs, seen, seed):
         return [False] * len(pairs)

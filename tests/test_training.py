@@ -191,6 +191,15 @@ def test_accumulated_gradients_are_those_of_the_batch(generator_folder, kind, mi
         assert logged[name] == pytest.approx(same[name], rel=1e-4, abs=1e-6), name
 
 
+def test_q_refs_pass_leaves_the_references_errors_for_the_next(generator_folder, monkeypatch):
+    trainer = make(generator_folder, "kto", training=Training(micro_batch_size=1))
+    calls, predict = [], trainer.reference.predict
+    monkeypatch.setattr(trainer.reference, "predict", lambda x, *rest: calls.append(len(x)) or predict(x, *rest))
+    for step in range(2):
+        trainer.loss(step)
+    assert calls == [1] * 6, "each of three clips went through the reference once a step"
+
+
 def test_parts_cover_a_batch_once_and_weigh_it_by_hand():
     assert parts(5, 1) == [Part(0, 5, 1.0)]
     assert parts(5, 2) == [Part(0, 2, 2 / 5), Part(2, 5, 3 / 5)]

@@ -35,7 +35,7 @@ class Scorer(ABC):
     """A critic as preferences need it."""
 
     @abstractmethod
-    def see(self, clips: Mapping[str, np.ndarray]) -> Any:
+    def see(self, clips: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """What the critic keeps of clips, by id, for the calls below."""
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Voting(Scorer):
     def __init__(self, critic: Critic, how: Asking):
         self.critic, self.how = critic, how
 
-    def see(self, clips: Mapping[str, np.ndarray]) -> Any:
+    def see(self, clips: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.critic.see(clips)
 
     def rate(self, clips: Sequence[Clip], seen: Any, seed: int) -> dict[str, Rated]:
@@ -90,7 +90,7 @@ class Reward(Scorer):
     def __init__(self, model: VideoReward, batch_size: int):
         self.model, self.batch_size = model, batch_size
 
-    def see(self, clips: Mapping[str, np.ndarray]) -> Any:
+    def see(self, clips: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.model.see(clips)
 
     def rate(self, clips: Sequence[Clip], seen: Any, seed: int) -> dict[str, Rated]:

@@ -81,9 +81,10 @@ def sampling_chunks(
 
 def pack_clips(chunks: Chunks, out: Path) -> None:
     """The clip folder of a sampling; samples what is missing."""
-    made, shards = chunks.rows(), chunks.work / "shards"
+    chunks.make(range(len(chunks)))
+    shards = chunks.work / "shards"
     # A process killed while it wrote a shard leaves its temporary file behind.
     for leftover in shards.glob(f".*{PARTIAL}"):
         remove(leftover)
     copy_folder(shards, out)
-    ClipStore.write_manifest(out, [Clip.model_validate(row) for row in made])
+    ClipStore.write_manifest(out, map(Clip.model_validate, chunks.stream()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,6 +47,11 @@ class ClipStore:
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """uint8 (frames, height, width, 3)."""
         return read_clip(self.folder, self.file(clip_id))
+
+    def read(self, clip_ids: Sequence[str], at_once: int = 64) -> Iterator[dict[str, np.ndarray]]:
+        """Clips by id, so many decoded at once."""
+        for start in range(0, len(clip_ids), at_once):
+            yield {clip_id: self[clip_id] for clip_id in clip_ids[start : start + at_once]}
 
     def file(self, clip_id: str) -> str:
         """Where the clip lies in the folder, as `read_clip` and `read_bytes` take it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
     from dualipo.critic.asking import Vote
+    from dualipo.critic.base import Seen
+    from dualipo.critic.voting import Kind
     from dualipo.resume import Chunks
 
 PROMPTS_A_CHUNK = 16
@@ -32,28 +35,13 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
     ones nor keeps the verdicts alone that training made more likely.
     """
     section = config.label
-    rows = chunks(config, job, candidates=candidates, critic=critic, critic_reference=critic_reference).rows()
-    certain = _certainties(rows, section)
-    ratings, choices = [], []
-    for row, certainty in zip(rows, certain, strict=True):
-        if certainty is None:
-            continue
-        passed = certainty > section.certainty_threshold or not section.filter_by_certainty
-        common = {
-            key: row[key] for key in ("prompt_id", "prompt", "dimension", "verdict", "votes", "chosen", "rejected")
-        }
-        if row["kind"] == "rating":
-            ratings.append(PseudoRating(clip=row["clips"][0], certainty=certainty, kept=passed, **common))
-        else:
-            kept = passed and row["consistent"]
-            turns = {key: row[key] for key in ("forward", "backward", "consistent")}
-            clip_a, clip_b = row["clips"]
-            choices.append(
-                PseudoChoice(clip_a=clip_a, clip_b=clip_b, certainty=certainty, kept=kept, **turns, **common)
-            )
-    write_rows(labels / "ratings.jsonl", ratings)
-    write_rows(labels / "choices.jsonl", choices)
-    summary = _summary(ratings, choices, len(rows) - len(ratings) - len(choices))
+    rows = chunks(config, job, candidates=candidates, critic=critic, critic_reference=critic_reference)
+    # Read three times, never held: there are millions at full scale.
+    mean = _mean_rewards(rows.stream())
+    counted = _Counted()
+    write_rows(labels / "ratings.jsonl", counted.each(_labels(rows.stream(), "rating", mean, section)))
+    write_rows(labels / "choices.jsonl", counted.each(_labels(rows.stream(), "choice", mean, section)))
+    summary = counted.summary(sum(row["reward"] is None for row in rows.stream()))
     write_json(labels / "summary.json", summary)
     return Summary(metrics={key: float(value) for key, value in summary.items() if not isinstance(value, dict)})
 
@@ -71,8 +59,11 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_r
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
         judge, reference = load(critic), load(critic_reference)
         clips = [clip for group in groups for clip in group]
-        frames = {clip.id: store[clip.id] for clip in clips}
-        seen, seen_before = judge.see(frames), reference.see(frames)
+        seen: dict[str, Seen] = {}
+        seen_before: dict[str, Seen] = {}
+        for frames in store.read([clip.id for clip in clips]):
+            seen |= judge.see(frames)
+            seen_before |= reference.see(frames)
         seed = derive_seed(job.seed, index)
         rows = _judge(judge, seen, groups, section, seed)
         answers = [row for row in rows if row["chosen"] is not None]
@@ -154,48 +145,87 @@ def _rewards(judge: Any, reference: Any, seen: Any, seen_before: Any, rows: list
         return implicit_reward(policy, reference.logprobs(questions, seen_before, answers)).tolist()
 
 
-def _certainties(rows: list[dict[str, Any]], section: Label) -> list[float | None]:
-    """PCE of every row with a reward (Dual-IPO eq. 3), in float64."""
+Topic = tuple[str, str, str]
+"""Kind, dimension and verdict: answers whose rewards are comparable."""
+
+
+def _topic(row: dict[str, Any]) -> Topic:
+    return row["kind"], row["dimension"], row["verdict"]
+
+
+def _mean_rewards(rows: Iterable[dict[str, Any]]) -> dict[Topic, float]:
+    rewards: dict[Topic, array[float]] = {}
+    for row in rows:
+        if row["reward"] is not None:
+            rewards.setdefault(_topic(row), array("d")).append(row["reward"])
+    return {topic: float(np.mean(np.array(own))) for topic, own in rewards.items()}
+
+
+def _labels(
+    rows: Iterable[dict[str, Any]], kind: Kind, mean: dict[Topic, float], section: Label
+) -> Iterator[PseudoRating | PseudoChoice]:
+    """Labels of one kind; without those that no path ended in."""
+    for row in rows:
+        if row["kind"] != kind or row["reward"] is None:
+            continue
+        certainty = _certainty(row["reward"], mean[_topic(row)], section.certainty_beta)
+        passed = certainty > section.certainty_threshold or not section.filter_by_certainty
+        common = {
+            key: row[key] for key in ("prompt_id", "prompt", "dimension", "verdict", "votes", "chosen", "rejected")
+        }
+        if kind == "rating":
+            yield PseudoRating(clip=row["clips"][0], certainty=certainty, kept=passed, **common)
+        else:
+            kept = passed and row["consistent"]
+            turns = {key: row[key] for key in ("forward", "backward", "consistent")}
+            clip_a, clip_b = row["clips"]
+            yield PseudoChoice(clip_a=clip_a, clip_b=clip_b, certainty=certainty, kept=kept, **turns, **common)
+
+
+def _certainty(reward: float, mean: float, beta: float) -> float:
+    """PCE of a reward (Dual-IPO eq. 3), in float64."""
     import torch
 
     from dualipo.critic.certainty import certainty
 
-    def group(row: dict[str, Any]) -> tuple[str, str, str]:
-        return row["kind"], row["dimension"], row["verdict"]
-
-    groups: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        if row["reward"] is not None:
-            groups.setdefault(group(row), []).append(row["reward"])
-    mean = {key: float(np.mean(rewards)) for key, rewards in groups.items()}
-
-    def of(row: dict[str, Any]) -> float | None:
-        if row["reward"] is None:
-            return None
-        reward = torch.tensor([row["reward"]], dtype=torch.float64)
-        value = certainty(reward, mean[group(row)], section.certainty_beta).item()
-        return min(max(value, 1e-9), 1 - 1e-9)
-
-    return [of(row) for row in rows]
+    value = certainty(torch.tensor([reward], dtype=torch.float64), mean, beta).item()
+    return min(max(value, 1e-9), 1 - 1e-9)
 
 
-def _summary(ratings: list[PseudoRating], choices: list[PseudoChoice], unreadable: int) -> dict[str, Any]:
-    def shares(verdicts: list[str]) -> dict[str, float]:
-        return {word: count / len(verdicts) for word, count in sorted(Counter(verdicts).items())} if verdicts else {}
+class _Counted:
+    """What summary.json says of the labels, counted while they are written."""
 
-    both = [*ratings, *choices]
-    return {
-        "ratings": len(ratings),
-        "choices": len(choices),
-        "without_majority_path": unreadable,
-        "kept_ratings": sum(row.kept for row in ratings),
-        "kept_choices": sum(row.kept for row in choices),
-        "kept_share": sum(row.kept for row in both) / max(len(both), 1),
-        "order_consistency": sum(row.consistent for row in choices) / max(len(choices), 1),
-        "unanimous_share": sum(row.rejected is None for row in both) / max(len(both), 1),
-        "mean_certainty": float(np.mean([row.certainty for row in both])) if both else 0.0,
-        "verdicts": {
-            **{d: shares([row.verdict for row in ratings if row.dimension == d]) for d in DIMENSIONS},
-            "overall": shares([row.verdict for row in choices]),
-        },
-    }
+    def __init__(self) -> None:
+        self.count, self.kept = Counter[str](), Counter[str]()
+        self.consistent = self.unanimous = 0
+        self.certainties = array("d")
+        self.verdicts: dict[str, Counter[str]] = {name: Counter() for name in (*DIMENSIONS, "overall")}
+
+    def each(self, rows: Iterable[PseudoRating | PseudoChoice]) -> Iterator[PseudoRating | PseudoChoice]:
+        for row in rows:
+            kind = "ratings" if isinstance(row, PseudoRating) else "choices"
+            self.count[kind] += 1
+            self.kept[kind] += row.kept
+            self.consistent += isinstance(row, PseudoChoice) and row.consistent
+            self.unanimous += row.rejected is None
+            self.certainties.append(row.certainty)
+            self.verdicts[row.dimension if kind == "ratings" else "overall"][row.verdict] += 1
+            yield row
+
+    def summary(self, unreadable: int) -> dict[str, Any]:
+        total = sum(self.count.values())
+        return {
+            "ratings": self.count["ratings"],
+            "choices": self.count["choices"],
+            "without_majority_path": unreadable,
+            "kept_ratings": self.kept["ratings"],
+            "kept_choices": self.kept["choices"],
+            "kept_share": sum(self.kept.values()) / max(total, 1),
+            "order_consistency": self.consistent / max(self.count["choices"], 1),
+            "unanimous_share": self.unanimous / max(total, 1),
+            "mean_certainty": float(np.mean(np.array(self.certainties))) if total else 0.0,
+            "verdicts": {
+                name: {word: count / own.total() for word, count in sorted(own.items())}
+                for name, own in self.verdicts.items()
+            },
+        }

@@ -116,8 +116,13 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
         scorer = load()
         clips = [clip for group in groups for clip in group]
-        frames = {clip.id: store[clip.id] for clip in clips}
-        seen = scorer.see(frames)
+        watching = has_reward and section.scorer == "critic"
+        seen: dict[str, Any] = {}
+        observed: dict[str, float] = {}
+        for frames in store.read([clip.id for clip in clips]):
+            seen |= scorer.see(frames)
+            if watching:
+                observed |= observer().observe([clip for clip in clips if clip.id in frames], frames)
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
             {
@@ -137,8 +142,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
             against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
         told = [{"row": row, "dimensions": dict(rated[row["clip"]].dimensions)} for row in rows]
-        if has_reward and section.scorer == "critic":
-            observed = observer().observe(clips, frames)
+        if watching:
             told = [{**item, "observed": observed[item["row"]["clip"]]} for item in told]
         return [*told, *({"pair": pair} for pair in ends)]
 
