@@ -1,6 +1,7 @@
 """What every test starts from: two workers share the machine's cores, and nothing calls home."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ os.environ |= {
     "GX_ANALYTICS_ENABLED": "false",
 }
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# A shell that starts a command in the background has it ignore Ctrl-C, and what the tests start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -216,7 +216,10 @@ def test_a_process_of_its_own_says_and_exits_the_same(folder, damage, arguments,
     ("change", "expected"),
     [
         (("align:", "align:\n  betta: 1"), r"params.yaml: unknown key 'align.betta'; known here: loss, beta, .*"),
-        (("align:", "alignment:"), r"params.yaml: unknown key 'alignment'; known here: experiment, prompts, .*"),
+        (
+            ("align:", "alignment:"),
+            r"params.yaml: unknown key 'alignment'; known here: experiment, models, prompts, .*",
+        ),
         (("prompts:", "prompts: [1"), r"params.yaml: not valid YAML: .*"),
         (("count: 18", "count: .nan"), r"params.yaml: prompts.count: .* \(found nan\)"),
         (("count: 18", "count: many"), r"params.yaml: prompts.count: .* \(found 'many'\)"),

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_trainer import SECTION, data_of, make, models, weights
 
 from dualipo.alignment.encoding import Shards, encode_clips, shapes
-from dualipo.alignment.trainer import Encoded, Trainer, _noise
+from dualipo.alignment.trainer import Encoded, Trainer, draw_noise
 from dualipo.config import Training
 from dualipo.errors import Terminated, UserError
 from dualipo.generator.base import load_generator
@@ -212,7 +212,7 @@ def test_noise_drawn_clip_by_clip_is_that_drawn_at_once():
         source, again = (torch.Generator().manual_seed(1) for _ in range(2))
         whole = torch.randn((5, *shape), generator=source)
         own = [Part(1, 2, 0.2), Part(3, 5, 0.4)]
-        first, second = _noise(5, shape, own, again)
+        first, second = draw_noise(5, shape, own, again)
         assert torch.equal(first, whole[1:2]) and torch.equal(second, whole[3:5])
         after, expected = torch.randn(3, generator=again), torch.randn(3, generator=source)
         assert torch.equal(after, expected), "the stream goes on as if all had been kept"

@@ -126,7 +126,7 @@ class Monitor:
             return
         up = self._up()
         state = "queued" if self._begin is None else f"{up} of {self.settings.nodes} node(s) up"
-        if state != self._state and (self._state or up):
+        if state != self._state and (self._state or up or self._begin is None):
             self.tell(f"TrainJob {self.job['metadata']['name']}: {state}")
         self._state = state
 

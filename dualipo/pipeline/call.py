@@ -28,7 +28,7 @@ from dualipo.config import Config, parse_config
 from dualipo.engine import execute, execute_shard
 from dualipo.errors import UserError
 from dualipo.pipeline.index import Entry, gather_runs, read_index
-from dualipo.steps import GRAPH, Step
+from dualipo.steps import BASE, GRAPH, Step
 from dualipo.steps.sharding import Shard
 
 PARAMETERS = "_params"
@@ -97,7 +97,7 @@ def _folder(step: Step, values: Mapping[str, Any], config: Config) -> Iterator[P
     texts = sorted((name, value) for name, value in values.items() if isinstance(value, str))
     key = hashlib.md5(json.dumps([given, texts]).encode()).hexdigest()[:16]
     scratch = Path(os.environ.get("DUALIPO_SCRATCH") or Path(tempfile.gettempdir()) / "dualipo")
-    round_name = values.get("round_name", "")
+    round_name = BASE if step.scope == "base" else values.get("round_name", "")
     root = scratch / "-".join(filter(None, [step.name, round_name, key]))
     prev = config.rounds[round_name].prev if round_name in config.rounds else ""
     for port, there in step.inputs.items():
