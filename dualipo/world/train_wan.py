@@ -36,7 +36,7 @@ CAPTIONS = 3000
 def train_wan(
     folder: Path,
     seed: int = 0,
-    vae_steps: int = 1000,
+    vae_steps: int = 2000,
     steps: int = 2600,
     wild_steps: int = 1000,
     batch_size: int = 32,
