@@ -1,6 +1,6 @@
 """Labelling: ratings on three dimensions and pairs in both orders, five paths each, against transformers' `generate`.
 
-    python benchmarks/labelling.py [--size small] [--paths 5] [--prompts 1] [--repetitions 5]
+    python benchmarks/labelling.py [--size small] [--paths 5] [--prompts 2] [--repetitions 5]
 
 Ours: `dualipo.critic.asking.ask`: a clip goes through the vision tower once, a question is read once, and its paths
 share what was read. Textbook: `model.generate(num_return_sequences=paths)`, which looks at every clip and reads every
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("world", *CRITICS), default="small")
     parser.add_argument("--paths", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--data", type=Path, default=REPOSITORY / "data")
     parser.add_argument("--out", type=Path, default=RESULTS)
