@@ -246,6 +246,7 @@ def test_a_pulled_run_is_done_to_dvc_and_verifies(smoke, pipeline, dvc_folder, m
 def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow(
     smoke, config, warm_tasks, tmp_path, monkeypatch, capfd
 ):
+    monkeypatch.setattr("pipelines.resources.BACKOFF", "0s")  # read when the pipeline is defined
     build = Build(config, str(smoke.folder / "data"))
     own = {f"{name}_params": build.parameter(name) for name in ("check_labels", "prompts", "experiment")}
 
@@ -262,7 +263,6 @@ def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow
 
     count = tmp_path / "failed"
     monkeypatch.setattr(sys, "executable", str(warm_tasks))
-    monkeypatch.setattr("pipelines.resources.BACKOFF", "0s")
     monkeypatch.setenv("TASK_FAULT", f"check_labels:deliver:{count}:99")
     for name, value in build.told().items():
         monkeypatch.setenv(name, value)
