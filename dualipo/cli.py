@@ -9,7 +9,7 @@ import importlib
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +21,7 @@ from dualipo.steps import GRAPH, Port, Step
 
 if TYPE_CHECKING:
     from dualipo.config import Config
+    from dualipo.engine import Outcome
 
 
 class _Overview(click.Group):
@@ -153,11 +154,24 @@ class _StepCommand(click.Command):
         round_name: str | None = None,
         **ports: Path | None,
     ) -> None:
-        config = load_parameters(folder, params, overrides)
+        self._execute(load_parameters(folder, params, overrides), data, folder, force, round_name, ports)
+
+    def _execute(
+        self,
+        config: Config,
+        data: Path | None,
+        folder: Path,
+        force: bool,
+        round_name: str | None,
+        ports: Mapping[str, Path | None],
+        **more: Any,
+    ) -> Outcome:
         from dualipo.engine import execute
 
         bindings = {name: path for name, path in ports.items() if path is not None}
-        click.echo(execute(self.step, config, folder, round_name, bindings, force=force, data=data_path(data)))
+        outcome = execute(self.step, config, folder, round_name, bindings, force=force, data=data_path(data), **more)
+        click.echo(outcome)
+        return outcome
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if not self.step.sections:
@@ -207,13 +221,7 @@ class _BenchmarkCommand(_StepCommand):
         config = load_parameters(folder, params, (*overrides, *([f"evaluate.suite={suite}"] if suite else [])))
         if (given or archive) and config.evaluate.suite != "vbench":
             raise UserError("--import and --archive are of VBench's results; add --suite vbench")
-        from dualipo.engine import execute
-
-        bindings = {name: path for name, path in ports.items() if path is not None}
-        outcome = execute(
-            self.step, config, folder, round_name, bindings, force=force, data=data_path(data), given=given
-        )
-        click.echo(outcome)
+        outcome = self._execute(config, data, folder, force, round_name, ports, given=given)
         if given and outcome.skipped:
             raise UserError("--import: the step is done already, nothing was imported; add --force to do it anew")
         if archive:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from dualipo.artifacts import atomic
+from dualipo.artifacts import write_json_lines
 
 Item = TypeVar("Item")
 CLIPS_A_CHUNK = 128
@@ -53,8 +53,7 @@ class Chunks(Generic[Item]):
         if self._file(index).exists():
             return
         made = self.compute(index, self.items[index * self.size : (index + 1) * self.size])
-        with atomic(self._file(index)) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        write_json_lines(self._file(index), made)
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of every chunk in order; computes what is missing."""

@@ -72,12 +72,16 @@ def threads() -> int:
 
 def processes() -> int:
     """Processes that make the chunks of a step: DUALIPO_PROCESSES, else one a GPU, else one a core, eight at most."""
-    return _asked("DUALIPO_PROCESSES") or gpus() or min(threads(), MAX_PROCESSES)
+    return _asked("DUALIPO_PROCESSES") or _usual_processes()
 
 
 def chunk_threads() -> int:
     """Threads of each of them. It does not depend on DUALIPO_PROCESSES: nor do the bits that come out."""
-    return max(threads() // (gpus() or min(threads(), MAX_PROCESSES)), 1)
+    return max(threads() // _usual_processes(), 1)
+
+
+def _usual_processes() -> int:
+    return gpus() or min(threads(), MAX_PROCESSES)
 
 
 def gpus() -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualipo.artifacts import atomic
+from dualipo.artifacts import write_json_lines
 from dualipo.config import Config
 from dualipo.evaluation.bootstrap import interval
 from dualipo.media.store import ClipStore
@@ -97,8 +96,7 @@ class SmallWorld(Suite):
 
 
 def write_clip_scores(clips: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with atomic(clips / CLIP_SCORES) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(clips / CLIP_SCORES, rows)
 
 
 def open_suite(config: Config, benchmark: Path) -> Suite:

@@ -37,11 +37,11 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
     section = config.label
     rows = chunks(config, job, candidates=candidates, critic=critic, critic_reference=critic_reference)
     # Read three times, never held: there are millions at full scale.
-    mean = _mean_rewards(rows.stream())
+    mean, unreadable = _mean_rewards(rows.stream())
     counted = _Counted()
     write_rows(labels / "ratings.jsonl", counted.each(_labels(rows.stream(), "rating", mean, section)))
     write_rows(labels / "choices.jsonl", counted.each(_labels(rows.stream(), "choice", mean, section)))
-    summary = counted.summary(sum(row["reward"] is None for row in rows.stream()))
+    summary = counted.summary(unreadable)
     write_json(labels / "summary.json", summary)
     return Summary(metrics={key: float(value) for key, value in summary.items() if not isinstance(value, dict)})
 
@@ -153,12 +153,16 @@ def _topic(row: dict[str, Any]) -> Topic:
     return row["kind"], row["dimension"], row["verdict"]
 
 
-def _mean_rewards(rows: Iterable[dict[str, Any]]) -> dict[Topic, float]:
+def _mean_rewards(rows: Iterable[dict[str, Any]]) -> tuple[dict[Topic, float], int]:
+    """Mean reward of each topic, and how many rows have none."""
     rewards: dict[Topic, array[float]] = {}
+    without = 0
     for row in rows:
-        if row["reward"] is not None:
+        if row["reward"] is None:
+            without += 1
+        else:
             rewards.setdefault(_topic(row), array("d")).append(row["reward"])
-    return {topic: float(np.mean(np.array(own))) for topic, own in rewards.items()}
+    return {topic: float(np.mean(np.array(own))) for topic, own in rewards.items()}, without
 
 
 def _labels(

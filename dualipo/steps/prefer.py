@@ -110,13 +110,13 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
         raise UserError(
             f"{reward}: no VideoReward here to score with; run `dualipo train_reward` with these parameters"
         )
+    watching = has_reward and section.scorer == "critic"
     load = functools.cache(lambda: load_scorer(critic if section.scorer == "critic" else reward, config.label))
     observer = functools.cache(lambda: Reward(load_videoreward(reward), config.label.batch_size))
 
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
         scorer = load()
         clips = [clip for group in groups for clip in group]
-        watching = has_reward and section.scorer == "critic"
         seen: dict[str, Any] = {}
         observed: dict[str, float] = {}
         for frames in store.read([clip.id for clip in clips]):
@@ -141,9 +141,14 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
             shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
             against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
-        told = [{"row": row, "dimensions": dict(rated[row["clip"]].dimensions)} for row in rows]
-        if watching:
-            told = [{**item, "observed": observed[item["row"]["clip"]]} for item in told]
+        told = [
+            {
+                "row": row,
+                "dimensions": dict(rated[row["clip"]].dimensions),
+                **({"observed": observed[row["clip"]]} if watching else {}),
+            }
+            for row in rows
+        ]
         return [*told, *({"pair": pair} for pair in ends)]
 
     groups = list(store.by_prompt().values())
