@@ -11,7 +11,6 @@ pairs, and the final critic agrees no less than the base.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,9 +23,11 @@ from measuring import REPOSITORY, table, versions
 from dualipo.artifacts import digest, read_json, write_json
 from dualipo.config import Config, load_config
 from dualipo.engine import run
-from dualipo.evaluation.bootstrap import interval, paired_difference
+from dualipo.evaluation.bootstrap import paired_difference
 from dualipo.runtime import git_commit, threads
 from dualipo.steps import BASE, derive_seed
+from dualipo.studies.comparing import pooled_difference
+from dualipo.studies.measuring import prompt_totals
 
 MIN_GAIN, MIN_AGREEMENT = 5.0, 0.75
 CAVEAT = (
@@ -75,15 +76,6 @@ def last_promoted(config: Config, runs: Path) -> str:
     return promoted[-1] if promoted else BASE
 
 
-def prompt_totals(folder: Path) -> dict[str, float]:
-    """Mean total of each prompt's clips, by prompt id."""
-    clips: dict[str, list[float]] = {}
-    for line in (folder / "benchmark_clips/scores.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        clips.setdefault(row["prompt_id"], []).append(row["total"])
-    return {prompt: statistics.fmean(totals) for prompt, totals in clips.items()}
-
-
 def read_round(folder: Path) -> dict[str, Any]:
     scores = read_json(folder / "scores.json")
     found: dict[str, Any] = {
@@ -99,12 +91,6 @@ def read_round(folder: Path) -> dict[str, Any]:
             found[f"{kind}_reasons"] = decision["reasons"]
             found[f"{kind}_candidate_{key}"] = read_json(folder / f"{kind}_candidate_{numbers}.json")[key]
     return found
-
-
-def pooled_difference(measured: Sequence[Measured], resamples: int) -> dict[str, float]:
-    """Final less base over all seeds; prompts are resampled, each with the differences of all seeds."""
-    pairs = [(prompt, m.final[prompt] - m.base[prompt]) for m in measured for prompt in sorted(m.base)]
-    return interval([difference for _, difference in pairs], [p for p, _ in pairs], derive_seed(0, "pooled"), resamples)
 
 
 def judge(measured: Sequence[Measured], pooled: dict[str, float]) -> list[str]:
@@ -188,7 +174,7 @@ def main() -> None:
         measured.append(measure(seed, arguments.out / f"seed-{seed}", arguments.data, params))
     config = load_config(*params)
     resamples = config.evaluate.bootstrap
-    pooled = pooled_difference(measured, resamples)
+    pooled = pooled_difference([(m.base, m.final) for m in measured], resamples)
     faults = judge(measured, pooled)
     write_json(
         arguments.result,

@@ -420,6 +420,10 @@ cli.add_command(
 )
 
 cli.add_command(
+    _Lazy("study", "dualipo.studies.cli:study", "Repeats the papers' comparisons over several seeds, and judges them.")
+)
+
+cli.add_command(
     _Lazy(
         "import",
         "dualipo.formats.cli:imports",

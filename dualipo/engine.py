@@ -72,12 +72,14 @@ def execute(
     data: str | Path = "data",
     parts: Sequence[Path] = (),
     given: Path | None = None,
+    lenders: Sequence[Path] = (),
 ) -> Outcome:
     """Runs one step of one round in the experiment's folder `root`, or finds that nothing has changed.
 
     `bindings` puts other paths in the place of ports' own; `data` is the data folder, relative to `root` or absolute;
     `parts` are what `execute_shard` made of every shard of this very call, in place of the work in them; `given` is a
-    file or folder of results that the step goes on from (`steps.GIVEN`), as far as it knows such.
+    file or folder of results that the step goes on from (`steps.GIVEN`), as far as it knows such; `lenders` are folders
+    of other experiments: what one of them made of the same inputs, parameters and seed is copied from there.
     Outputs appear only complete, and by renaming: who is killed, or runs out of disk, leaves the outputs of before or
     none, and the same call completes the work. Raises UserError where an input is missing, the round is unknown, the
     same step is already running here, or the disk is full.
@@ -90,7 +92,7 @@ def execute(
         if force:
             remove(call.staging)
             remove(call.work)
-        if not skipped and not call.is_ready():
+        if not skipped and not call.is_ready() and not call.borrow(lenders):
             call.make()
         untracked = track and not call.record["recorded"]
         if untracked:
@@ -136,11 +138,12 @@ def run(
     data: str | Path = "data",
     force: bool = False,
     track: bool = True,
+    lenders: Sequence[Path] = (),
 ) -> list[Outcome]:
     """Runs the whole experiment: the base models' measures, the rounds, the report; up-to-date steps are skipped.
 
-    `until` stops after a round (`"2"`) or after a step of it (`"2/align"`). Draws one progress bar on stderr. Raises
-    UserError as `execute` does, and where another run is going on in `root`.
+    `until` stops after a round (`"2"`) or after a step of it (`"2/align"`); `lenders` as in `execute`. Draws one
+    progress bar on stderr. Raises UserError as `execute` does, and where another run is going on in `root`.
     """
     from dualipo.progress import Progress
 
@@ -160,7 +163,7 @@ def run(
     ):
         for step, name in steps:
             with progress.step(step_title(step.name, name)) as tell:
-                outcomes.append(execute(step, config, root, name, force=force, track=track, data=data))
+                outcomes.append(execute(step, config, root, name, force=force, track=track, data=data, lenders=lenders))
                 tell(outcomes[-1])
     return outcomes
 
@@ -274,6 +277,28 @@ class _Call:
     def _is_published(self, port: str) -> bool:
         path, made = self.outputs[port], self.record["outputs"].get(port)
         return bool(made) and path.exists() and made == _entry(path, self.root, _digest(path))
+
+    def borrow(self, lenders: Sequence[Path]) -> bool:
+        """Stages what another experiment made of the same; whether one had it, whole and unchanged."""
+        for lender in lenders:
+            record = _read(_done(lender, self.step, self.round))
+            if not record or record["fingerprint"] != self.fingerprint:
+                continue
+            theirs = {port: lender / record["outputs"][port]["path"] for port in self.outputs}
+            digests = {port: _digest(path) for port, path in theirs.items() if path.exists()}
+            if any(digests.get(port) != _as_digest(record["outputs"][port]) for port in self.outputs):
+                continue
+            remove(self.staging)
+            for port, path in theirs.items():
+                copy(path, self.staged(port))
+            outputs = {port: _entry(self.outputs[port], self.root, found) for port, found in digests.items()}
+            inputs = {port: _entry(path, self.root, self.input_digests[port]) for port, path in self.inputs.items()}
+            # pictures lay in the other's scratch folder.
+            summary = {**record["summary"], "pictures": {}}
+            self.record = {**record, "inputs": inputs, "outputs": outputs, "summary": summary, "recorded": False}
+            write_json(self.staging / "ready.json", self.record)
+            return True
+        return False
 
     def make(self) -> None:
         """Calls the step, and says beside its staged outputs that they are whole."""
