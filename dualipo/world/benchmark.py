@@ -11,7 +11,7 @@ import numpy as np
 
 from dualipo.errors import UserError
 from dualipo.records import Prompt
-from dualipo.world.oracle import Judgement, judge, take_apart
+from dualipo.world.oracle import Judgement, judge_view, take_apart
 from dualipo.world.pixels import background_consistency, subject_consistency, temporal_flickering
 from dualipo.world.scene import Scene
 
@@ -65,13 +65,13 @@ def score_clip(clip: np.ndarray, prompt: Prompt) -> dict[str, float | None]:
     """
     try:
         scene = Scene.of(prompt.attributes)
-        found = judge(clip, scene)
+        view = take_apart(clip)
+        found = judge_view(view, scene)
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(
             f"benchmark prompt {prompt.id!r}: not a small-world prompt and clip ({error}); use another suite"
         ) from None
     success, smooth, faithful = float(all(found.holds.values())), found.smoothness, found.faithfulness
-    view = take_apart(clip)
     shares: dict[str, float | None] = {
         "prompt_success": success,
         "video_faithfulness": faithful,

@@ -110,7 +110,10 @@ def take_apart(clip: np.ndarray) -> View:
 
 def read(clip: np.ndarray) -> Reading:
     """Reads a uint8 (frames, SIZE, SIZE, 3) clip; raises ValueError on an array of another shape or type."""
-    view = take_apart(clip)
+    return read_view(take_apart(clip))
+
+
+def read_view(view: View) -> Reading:
     frames, ground, masks, groups = view.frames, view.ground, view.masks, view.groups
     areas = masks.sum((2, 3))
     objects = tuple(_track(masks[group], frames, ground, [_NAMES[k] for k in group]) for group in groups)
@@ -134,7 +137,11 @@ def judge(clip: np.ndarray, scene: Scene) -> Judgement:
     Objects that are seen are matched with those asked for so that as many attributes hold as can: what is reported
     wrong is the least that explains the clip.
     """
-    reading = read(clip)
+    return judge_view(take_apart(clip), scene)
+
+
+def judge_view(view: View, scene: Scene) -> Judgement:
+    reading = read_view(view)
     asked = len(scene.objects)
     missing = [None] * max(asked - len(reading.objects), 0)
     wanted = {key: value for key, value in asdict(scene).items() if value is not None}

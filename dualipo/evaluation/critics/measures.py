@@ -24,16 +24,17 @@ STATED = {
     "equal scores or votes count half",
     "ties_included.own": "three classes; the critic's own rule: the vote's majority, equal votes being a tie, or the "
     "thresholds stored with it",
-    "ties_included.calibrated": "three classes; a tie where the difference is at most the threshold that is best on this "
-    "very set (Deutsch et al. 2023, algorithm 1, as VideoAlign reports it): optimistic; the interval keeps the threshold",
+    "ties_included.calibrated": "three classes; a tie where the difference is at most the threshold that is best on "
+    "this very set (Deutsch et al. 2023, algorithm 1, as VideoAlign reports it): optimistic; its interval keeps the "
+    "threshold",
     "ties_included.held_out": "the same, but each half of the prompts is judged with the threshold of the other half",
-    "position": "changed: share of pairs whose verdict the other order changes; first_less_second: over both showings of "
-    "every pair, the share of verdicts for the clip shown first less that for the one shown second; bias: its size",
+    "position": "changed: share of pairs whose verdict the other order changes; first_less_second: over both showings "
+    "of every pair, the share of verdicts for the clip shown first less that for the one shown second; bias: its size",
     "self_consistency": "vote share: the largest number of a question's paths that agree, over all its paths, "
     "unreadable ones among them; of fewer paths the first of each order vote",
-    "calibration": "vote share of the verdict given (of a pair: both orders together) against the share of such verdicts "
-    f"that people give, in {BINS} equal bins; ece: mean distance of the two, weighted by answers, which is above 0 by "
-    "chance alone where answers are few",
+    "calibration": "vote share of the verdict given (of a pair: both orders together) against the share of such "
+    f"verdicts that people give, in {BINS} equal bins; ece: mean distance of the two, weighted by answers; it is "
+    "above 0 by chance alone where answers are few",
     "intervals": "95 percent, percentile bootstrap over prompts",
 }
 
