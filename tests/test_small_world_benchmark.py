@@ -14,6 +14,7 @@ from dualipo.errors import UserError
 from dualipo.evaluation.benchmark import score_metrics
 from dualipo.evaluation.bootstrap import interval, paired_difference
 from dualipo.evaluation.power import compare, required_prompts, smallest_difference
+from dualipo.evaluation.reading import FROZEN_MAXES
 from dualipo.evaluation.suites import SmallWorld
 from dualipo.evaluation.vbench import aggregate
 from dualipo.evaluation.vbench.resampling import by_prompt_rows, by_prompt_table, paired_total
@@ -23,7 +24,7 @@ from dualipo.media.video import encode_clip
 from dualipo.prompts import load_space, sample_prompts
 from dualipo.records import Clip, Prompt, write_rows
 from dualipo.tracking.store import flatten
-from dualipo.world.benchmark import DIMENSIONS, FROZEN_MAXES, MIRRORED, NOT_MEASURED, WEIGHTS, score_clip
+from dualipo.world.benchmark import DIMENSIONS, MIRRORED, NOT_MEASURED, WEIGHTS, score_clip
 from dualipo.world.known import DAMAGES, FAULTS, MISTAKES, STRENGTHS, Damage, known_clip, ranked_rightly, score_known
 from dualipo.world.oracle import take_apart
 from dualipo.world.pixels import background_consistency, subject_consistency, temporal_flickering

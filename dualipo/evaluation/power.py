@@ -13,8 +13,8 @@ import numpy as np
 from dualipo.artifacts import read_json
 from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import LEVEL
-from dualipo.evaluation.vbench.resampling import RESAMPLES, TOTAL, paired
-from dualipo.world.benchmark import FROZEN_MAXES
+from dualipo.evaluation.reading import in_reading_order
+from dualipo.evaluation.vbench.resampling import RESAMPLES, paired
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def compare(
     if not found:
         raise UserError("the two have no prompt in common; compare scores of one benchmark")
     rows = []
-    for name in _ordered(list(found)):
+    for name in in_reading_order(found):
         sides = [scores.get(name) or scores["dimensions"].get(name) for scores in (before, after)]
         own = found[name]
         low, high = np.quantile(own.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -114,12 +114,6 @@ def compare(
             )
         )
     return rows
-
-
-def _ordered(names: list[str]) -> list[str]:
-    first = [name for name in (TOTAL, "quality", "semantic") if name in names]
-    frozen = [name for name in (*FROZEN_MAXES, "dynamic_degree") if name in names]
-    return [*first, *frozen, *(name for name in names if name not in (*first, *frozen))]
 
 
 def as_rows(rows: Sequence[Compared]) -> list[dict[str, Any]]:

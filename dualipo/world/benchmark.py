@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dualipo.errors import UserError
+from dualipo.evaluation.reading import FROZEN_MAXES
 from dualipo.records import Prompt
 from dualipo.world.oracle import Judgement, judge_view, take_apart
 from dualipo.world.pixels import background_consistency, subject_consistency, temporal_flickering
@@ -29,8 +30,6 @@ _PARTS = {
     "scene": ("background",),
     "spatial_relationship": ("relation",),
 }
-FROZEN_MAXES = ("subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness")
-"""Dimensions to be read beside `dynamic_degree` alone."""
 DIMENSIONS = (
     "prompt_success",
     "video_faithfulness",
