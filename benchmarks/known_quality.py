@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from measuring import table
 
+from dualipo.evaluation.reading import FROZEN_MAXES
 from dualipo.records import Prompt, read_rows
-from dualipo.world.benchmark import DIMENSIONS
+from dualipo.world.benchmark import WEIGHTS
 from dualipo.world.known import Known, ranked_rightly, score_known
 
-SHOWN = ("total", *DIMENSIONS)
+TOLD = ("overall_consistency", "object_class", "colour", "motion_direction")
+SHOWN = ("total", *WEIGHTS, *(name for name in FROZEN_MAXES if name not in WEIGHTS), "dynamic_degree", *TOLD)
 
 
 def damages(known: Known) -> str:
@@ -46,7 +48,7 @@ def main() -> None:
     known = score_known(read_rows(arguments.data / "benchmark.jsonl", Prompt))
     print(damages(known))
     print()
-    print(rankings(known, (0.05, 0.1, 0.2), arguments.samples, arguments.draws))
+    print(rankings(known, (0.05, 0.1, 0.15, 0.2), arguments.samples, arguments.draws))
 
 
 if __name__ == "__main__":
