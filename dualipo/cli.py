@@ -336,6 +336,91 @@ def verify(reference: str, params: tuple[Path, ...], overrides: tuple[str, ...],
         raise click.exceptions.Exit(1)
 
 
+@cli.command("power")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--difference",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Points that shall be seen.",
+)
+@click.option(
+    "--power",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.8,
+    show_default=True,
+    help="Share of cases in which such a difference shall be told from 0.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
+def power_command(before: Path, after: Path, difference: float, power: float, as_json: bool) -> None:
+    """Compares two versions prompt by prompt, and says how many prompts it takes to see a difference.
+
+    BEFORE and AFTER are scores.json of one benchmark, e.g. runs/base/scores.json and runs/1/scores.json.
+    """
+    from dualipo.evaluation.power import as_rows, compare, format_comparison, read_scores
+
+    first, second = read_scores(before), read_scores(after)
+    rows = compare(first, second, difference, power)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(as_rows(rows), indent=2))
+    else:
+        click.echo(format_comparison(rows, first["suite"], difference, power))
+
+
+@cli.command("benchmark-critic")
+@click.argument("critic", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    required=True,
+    metavar="KIND=PATH",
+    help="own=data/test, videogen_rewardbench=TABLE or genai_bench=TABLE. Repeatable.",
+)
+@click.option(
+    "--clips",
+    multiple=True,
+    metavar="KIND=FOLDER",
+    help="Folder that a table's clips are relative to.  [default: the table's own, or videos/ in it]",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--paths", default="1,3,5", show_default=True, metavar="K,...", help="Numbers of reasoning paths that vote, rising."
+)
+@click.option("--prompts", type=click.IntRange(min=2), help="Takes that many prompts of each set, evenly spread.")
+@click.option("--max-broken", default="0", show_default=True, metavar="N|SHARE", help="Broken items to leave out.")
+@click.option("--log", is_flag=True, help="Logs the record to MLflow, bound to the critic's version there.")
+@parameter_options
+@folder_option
+def benchmark_critic_command(
+    critic: Path,
+    sets: tuple[str, ...],
+    clips: tuple[str, ...],
+    out: Path,
+    paths: str,
+    prompts: int | None,
+    max_broken: str,
+    log: bool,
+    params: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    folder: Path,
+) -> None:
+    """Puts a critic on the record: accuracy with and without ties, order, self-consistency, calibration.
+
+    CRITIC is the folder of a generative critic or a VideoReward, or a CSV of scores made elsewhere.
+    """
+    config = load_parameters(folder, params, overrides)
+    from dualipo.evaluation.critics.record import benchmark_critic
+
+    benchmark_critic(config, critic, sets, clips, out, paths, prompts, max_broken, folder if log else None)
+    click.echo((out / "record.md").read_text(encoding="utf-8"), nl=False)
+    click.echo(f"written: {out}")
+
+
 @cli.command()
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Prompts to draw.")
 @click.option(

@@ -285,6 +285,20 @@ def test_small_world_banner_only_there(run):
     assert "it is not VBench" not in render({**gathered, "suite": "vbench"})
 
 
+def test_what_a_frozen_clip_maxes_stands_beside_dynamic_degree_and_what_is_null_is_named(run):
+    _, gathered, _ = run
+    some = {"mean": 50.0, "low": 40.0, "high": 60.0}
+    dimensions = {"aesthetic_quality": None, "colour": some, "dynamic_degree": some, "motion_smoothness": some}
+    rounds = [dict(entry) for entry in gathered["rounds"]]
+    for entry in rounds:
+        for key in ("scores", "candidate_scores"):
+            entry[key] = entry[key] and {**entry[key], "dimensions": dimensions}
+    text = text_of(render({**gathered, "rounds": rounds}), "dimensions")
+    assert "A frozen clip maxes motion smoothness: read it beside dynamic degree." in text
+    assert "Not measured: aesthetic quality." in text
+    assert "Total Motion smoothness Dynamic degree Colour" in text
+
+
 def test_guided_scores_are_marked_and_told_from_others(run):
     _, gathered, page = run
     assert "guided" not in page.lower()

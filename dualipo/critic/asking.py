@@ -41,15 +41,23 @@ class Asking:
 
 
 def ask(critic: Critic, questions: Sequence[Question], features: Features, how: Asking, seed: int) -> list[Vote]:
-    """One vote per question, in order. Questions of one topic share batches, since their lengths are alike."""
+    """One vote per question, in order."""
+    paths = sample_paths(critic, questions, features, how, seed)
+    return [count_votes(question, texts) for question, texts in zip(questions, paths, strict=True)]
+
+
+def sample_paths(
+    critic: Critic, questions: Sequence[Question], features: Features, how: Asking, seed: int
+) -> list[list[str]]:
+    """Paths of each question, in order. Questions of one topic share batches, since their lengths are alike."""
     order = sorted(range(len(questions)), key=lambda i: questions[i].topic)
-    votes: dict[int, Vote] = {}
+    found: dict[int, list[str]] = {}
     for number, start in enumerate(range(0, len(order), how.batch_size)):
         rows = order[start : start + how.batch_size]
         batch = [questions[i] for i in rows]
         paths = critic.paths(batch, features, how.paths, how.temperature, how.max_new_tokens, derive_seed(seed, number))
-        votes.update({i: count_votes(questions[i], texts) for i, texts in zip(rows, paths, strict=True)})
-    return [votes[i] for i in range(len(questions))]
+        found.update(zip(rows, paths, strict=True))
+    return [found[i] for i in range(len(questions))]
 
 
 def count_votes(question: Question, paths: Sequence[str]) -> Vote:

@@ -64,7 +64,8 @@ class SmallWorld(Suite):
         return self.config.evaluate.samples_per_prompt
 
     def score(self, clips: Path, work: Path) -> dict[str, Any]:
-        from dualipo.world.benchmark import DIMENSIONS, score_clip
+        from dualipo.evaluation.vbench.resampling import by_prompt_rows
+        from dualipo.world.benchmark import DIMENSIONS, NAMESPACE, NOT_MEASURED, score_clip
 
         prompts, store = self.prompts, ClipStore(clips)
         asked = {prompt.id: prompt for prompt in prompts}
@@ -88,11 +89,24 @@ class SmallWorld(Suite):
 
         return {
             "suite": "small_world",
+            "namespace": NAMESPACE,
             "total": summarise("total"),
-            "dimensions": {name: summarise(name) for name in DIMENSIONS},
+            "dimensions": {**{name: summarise(name) for name in DIMENSIONS}, **dict.fromkeys(NOT_MEASURED)},
             "prompts": len(prompts),
             "clips": len(rows),
+            "by_prompt": by_prompt_rows(table_by_prompt(rows, ("total", *DIMENSIONS))),
         }
+
+
+def table_by_prompt(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, tuple[float, int]]]:
+    """Sum and number of each prompt's scored clips, by name of the score, from rows of `CLIP_SCORES`."""
+    table: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in names}
+    for row in rows:
+        for name in names:
+            if row[name] is not None:
+                total, count = table[name].get(row["prompt_id"], (0.0, 0))
+                table[name][row["prompt_id"]] = (total + row[name], count + 1)
+    return table
 
 
 def write_clip_scores(clips: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dualipo.evaluation.reading import FROZEN_MAXES, in_reading_order
 from dualipo.records import DIMENSIONS
 from dualipo.report.charts import Line, Mark, histogram, interval_chart, line_chart, number
 
@@ -131,7 +132,9 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
             for model in ("critic", "generator")
         },
         "last_agreement": [e for e in report["rounds"] if e["agreement"] and e["agreement"]["agreement"]][-1:],
-        "dimensions": _ordered([report["rounds"][0]["scores"]["dimensions"]]),
+        "dimensions": _dimensions(report["rounds"]),
+        "unmeasured": sorted({*report["rounds"][0]["scores"]["dimensions"]} - {*_dimensions(report["rounds"])}),
+        "frozen_maxes": set(FROZEN_MAXES),
         "rated": _ordered(entry["agreement"]["rating_agreement"] for entry in report["rounds"] if entry["agreement"]),
         "compared": _compared(report["baselines"]),
         "observed": any((e["preferences"] or {}).get("videoreward") for e in rounds),
@@ -151,10 +154,18 @@ def _ordered(mappings: Any) -> list[str]:
     return sorted(keys, key=lambda key: DIMENSIONS.index(key) if key in DIMENSIONS else len(DIMENSIONS))
 
 
+def _dimensions(rounds: list[dict[str, Any]]) -> list[str]:
+    """The benchmark's dimensions that were measured in any round."""
+    every = [
+        scores["dimensions"] for entry in rounds for key in ("scores", "candidate_scores") if (scores := entry[key])
+    ]
+    return in_reading_order(name for name in _ordered([every[0]]) if any(own.get(name) for own in every))
+
+
 def _charts(report: dict[str, Any]) -> dict[str, Any]:
     rounds = report["rounds"]
     slots = ["base", *(entry["name"] if len(rounds) > 6 else f"round {entry['name']}" for entry in rounds[1:])]
-    dimensions = _ordered([rounds[0]["scores"]["dimensions"]])
+    dimensions = _dimensions(rounds)
     threshold = report["min_agreement"]
     return {
         "total": _estimates(slots, rounds, "scores", ("total",), "Benchmark total over rounds, of 100"),

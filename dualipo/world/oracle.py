@@ -73,8 +73,30 @@ class Judgement:
         return sum(self.holds.values()) / len(self.holds)
 
 
-def read(clip: np.ndarray) -> Reading:
-    """Reads a uint8 (frames, SIZE, SIZE, 3) clip; raises ValueError on an array of another shape or type."""
+@dataclass(frozen=True)
+class View:
+    """A clip taken apart: what is background, and which pixels are whose."""
+
+    frames: np.ndarray
+    """float32 (frames, SIZE, SIZE, 3), levels of 255."""
+    ground: np.ndarray
+    """Colour of the background in each frame, (frames, 1, 1, 3)."""
+    background: str
+    alpha: np.ndarray
+    """Share of foreground of each pixel, (frames, SIZE, SIZE)."""
+    masks: np.ndarray
+    """The same of each colour's solid patches, (colours, frames, SIZE, SIZE)."""
+    groups: list[list[int]]
+    """Colours of each object, the object with the largest area first."""
+
+    @property
+    def objects(self) -> list[np.ndarray]:
+        """Each object's share of each pixel, (frames, SIZE, SIZE)."""
+        return [self.masks[group].max(0) for group in self.groups]
+
+
+def take_apart(clip: np.ndarray) -> View:
+    """Of a uint8 (frames, SIZE, SIZE, 3) clip; raises ValueError on an array of another shape or type."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[1:] != (SIZE, SIZE, 3) or not len(clip):
         raise ValueError(f"a clip is uint8 (frames, {SIZE}, {SIZE}, 3); found {clip.dtype} {clip.shape}")
     frames = clip.astype(np.float32)
@@ -83,16 +105,25 @@ def read(clip: np.ndarray) -> Reading:
     ground = np.median(border, axis=1)[:, None, None]
     alpha, owner = _segment(frames, ground)
     masks = np.stack([_solid(alpha * (owner == k)) for k in range(len(_NAMES))])
+    return View(frames, ground, background, alpha, masks, _group(masks.sum((2, 3))))
+
+
+def read(clip: np.ndarray) -> Reading:
+    """Reads a uint8 (frames, SIZE, SIZE, 3) clip; raises ValueError on an array of another shape or type."""
+    return read_view(take_apart(clip))
+
+
+def read_view(view: View) -> Reading:
+    frames, ground, masks, groups = view.frames, view.ground, view.masks, view.groups
     areas = masks.sum((2, 3))
-    groups = _group(areas)
     objects = tuple(_track(masks[group], frames, ground, [_NAMES[k] for k in group]) for group in groups)
     flicker = float(np.abs(np.diff(ground[:, 0, 0], axis=0)).mean()) if len(frames) > 1 else 0.0
     steady = float(np.exp(-flicker / 12.0))
     covered = sum(float(areas[group].sum()) for group in groups)
-    stray = max(float(alpha.sum()) - covered, 0.0) / max(covered, 1.0)
+    stray = max(float(view.alpha.sum()) - covered, 0.0) / max(covered, 1.0)
     whole = min((o.faithfulness for o in objects), default=0.0) * float(np.exp(-2.0 * stray))
     return Reading(
-        background,
+        view.background,
         objects,
         steady * min((o.smoothness for o in objects), default=0.0),
         steady * whole,
@@ -106,7 +137,11 @@ def judge(clip: np.ndarray, scene: Scene) -> Judgement:
     Objects that are seen are matched with those asked for so that as many attributes hold as can: what is reported
     wrong is the least that explains the clip.
     """
-    reading = read(clip)
+    return judge_view(take_apart(clip), scene)
+
+
+def judge_view(view: View, scene: Scene) -> Judgement:
+    reading = read_view(view)
     asked = len(scene.objects)
     missing = [None] * max(asked - len(reading.objects), 0)
     wanted = {key: value for key, value in asdict(scene).items() if value is not None}

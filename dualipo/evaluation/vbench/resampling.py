@@ -1,16 +1,19 @@
-"""Intervals of VBench's scores, and of the difference between two generators: whole prompts are resampled."""
+"""Intervals of VBench's scores, and of the difference between two generators on any suite: whole prompts are
+resampled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dualipo.evaluation.bootstrap import LEVEL
-from dualipo.evaluation.vbench.aggregate import aggregate
+from dualipo.evaluation.vbench.aggregate import TOTALS, aggregate
 from dualipo.evaluation.vbench.prompts import official
 
+TOTAL = "total"
 RESAMPLES = 2000
 """Where no parameter says how many."""
 Table = Mapping[str, Mapping[str, tuple[float, int]]]
@@ -19,7 +22,7 @@ Table = Mapping[str, Mapping[str, tuple[float, int]]]
 
 def intervals(table: Table, seed: int, resamples: int) -> dict[str, dict[str, float]]:
     """{"mean", "low", "high"}, 95 percent, of each dimension of `table` and of the three totals it allows."""
-    means, draws = _resampled([table], seed, resamples)[0]
+    means, draws, _ = _resampled([table], seed, resamples, official_kinds())[0]
     found = _interval(means, draws)
     whole = aggregate(means), aggregate(draws)
     return found | _interval(*({k: v for k, v in each.items() if v is not None} for each in whole))
@@ -36,14 +39,45 @@ def paired_total(
         return None
     if not (before.get("total") and after.get("total")):
         return None
-    (means, draws), (new_means, new_draws) = _resampled(
-        [by_prompt_table(before["by_prompt"]), by_prompt_table(after["by_prompt"])], seed, resamples
-    )
-    mean, new_mean = aggregate(means)["total"], aggregate(new_means)["total"]
-    if mean is None or new_mean is None:
-        return None
-    difference = aggregate(new_draws)["total"] - aggregate(draws)["total"]
-    return _interval({"total": new_mean - mean}, {"total": difference})["total"]
+    found = paired(before, after, seed, resamples).get(TOTAL)
+    return _interval({TOTAL: found.mean}, {TOTAL: found.draws})[TOTAL] if found else None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """after - before, points of 100."""
+
+    mean: float
+    draws: np.ndarray
+    """The same of each resample of prompts."""
+    prompts: int
+    """That both have."""
+
+
+def paired(before: Mapping[str, Any], after: Mapping[str, Any], seed: int, resamples: int) -> dict[str, Paired]:
+    """Differences of every dimension and total that both scores.json hold by prompt; whole prompts are resampled.
+
+    Where the total is a score of each clip it stands in `by_prompt` like a dimension and is resampled with it;
+    VBench's totals are made of the dimensions of each resample.
+    """
+    tables = [by_prompt_table(before["by_prompt"]), by_prompt_table(after["by_prompt"])]
+    clipwise = all(TOTAL in table for table in tables)
+    sides = _resampled(tables, seed, resamples, _kinds(tables) if clipwise else official_kinds())
+    (means, draws, counts), (new_means, new_draws, _) = sides
+    found = {
+        name: Paired(new_means[name] - mean, new_draws[name] - draws[name], counts[name])
+        for name, mean in means.items()
+    }
+    if clipwise:
+        return found
+    whole, new_whole = (aggregate(each) for each in (means, new_means))
+    spread, new_spread = (aggregate(each) for each in (draws, new_draws))
+    every = len(set.intersection(*({prompt for own in table.values() for prompt in own} for table in tables)))
+    return found | {
+        name: Paired(new_whole[name] - whole[name], new_spread[name] - spread[name], every)
+        for name in TOTALS
+        if whole[name] is not None and new_whole[name] is not None
+    }
 
 
 def by_prompt_rows(table: Table) -> list[list[Any]]:
@@ -62,15 +96,30 @@ def by_prompt_table(rows: Iterable[Sequence[Any]]) -> dict[str, dict[str, tuple[
     return table
 
 
-def _resampled(
-    tables: Sequence[Table], seed: int, resamples: int
-) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
-    """(mean, mean of each resample) of every dimension, for each table; only prompts that all tables have take part.
+Kinds = Sequence[Sequence[str]]
+"""Dimensions that are asked of the same prompts, together."""
 
-    Dimensions asked of the same prompts, and all tables, share their draws.
+
+def official_kinds() -> Kinds:
+    return list(dict.fromkeys(entry.dimensions for entry in official()))
+
+
+def _kinds(tables: Sequence[Table]) -> Kinds:
+    """Of a suite that says nothing of kinds: dimensions whose prompts are the same in all tables."""
+    kinds: dict[tuple[frozenset[str], ...], list[str]] = {}
+    for name in tables[0]:
+        kinds.setdefault(tuple(frozenset(table.get(name, ())) for table in tables), []).append(name)
+    return sorted(kinds.values(), key=lambda names: TOTAL not in names)
+
+
+def _resampled(
+    tables: Sequence[Table], seed: int, resamples: int, kinds: Kinds
+) -> list[tuple[dict[str, float], dict[str, np.ndarray], dict[str, int]]]:
+    """(mean, mean of each resample, prompts) of every dimension, for each table; only prompts that all tables have take
+    part. Dimensions of one kind, and all tables, share their draws.
     """
-    found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in tables]
-    for index, kind in enumerate(dict.fromkeys(entry.dimensions for entry in official())):
+    found: list[tuple[dict[str, float], dict[str, np.ndarray], dict[str, int]]] = [({}, {}, {}) for _ in tables]
+    for index, kind in enumerate(kinds):
         present = [name for name in kind if all(table.get(name) for table in tables)]
         if not present:
             continue
@@ -79,10 +128,11 @@ def _resampled(
             continue
         drawn = np.random.default_rng([seed, index]).integers(len(prompts), size=(resamples, len(prompts)))
         for name in present:
-            for table, (means, draws) in zip(tables, found, strict=True):
+            for table, (means, draws, held) in zip(tables, found, strict=True):
                 sums, counts = (np.array([table[name][p][k] for p in prompts], float) for k in (0, 1))
                 means[name] = float(sums.sum() / counts.sum())
                 draws[name] = sums[drawn].sum(1) / counts[drawn].sum(1)
+                held[name] = len(prompts)
     return found
 
 
