@@ -82,17 +82,18 @@ def _items(session: Recorded, answers: dict[str, list[Answer]], settled: bool, l
     for name, own in answers.items():
         item = session.items[name]
         paths = [loose(clip) for clip in item.clips]
-        rows = [row for answer in own for row in _rows(item, answer, session.dimensions(item), paths)]
+        rows = [row for answer in own for row in answer_rows(session, answer, paths)]
         if settled:
             rows = list(_majority(rows))
         for row in rows:
             yield Item(f"item {name}", (row,))
 
 
-def _rows(
-    item: AnnotationItem, answer: Answer, dimensions: Sequence[str], paths: list[str]
-) -> Iterator[HumanRating | HumanChoice]:
-    for dimension in dimensions:
+def answer_rows(session: Recorded, answer: Answer, paths: Sequence[str] = ()) -> Iterator[HumanRating | HumanChoice]:
+    """An answer's labels, one a dimension; clips are named by `paths`, or else by their md5."""
+    item = session.items[answer.item]
+    paths = paths or [clip.md5 for clip in item.clips]
+    for dimension in session.dimensions(item):
         common = {"prompt": item.prompt, "annotator": answer.annotator, "dimension": dimension}
         common["verdict"] = answer.verdicts[dimension]
         if item.kind == "rating":

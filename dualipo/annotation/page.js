@@ -39,9 +39,10 @@
     }
   }
 
-  function say(words) {
+  function say(words, wrong = true) {
     const place = $("work").hidden ? $("trouble") : $("message");
     place.textContent = words;
+    place.classList.toggle("wrong", wrong);
     place.hidden = false;
   }
 
@@ -130,6 +131,7 @@
       const screen = make("div", { class: "screen" }, video);
       if (side) screen.prepend(make("span", { class: `side ${side}`, "aria-hidden": "true" }, side.toUpperCase()));
       video.addEventListener("error", () => screen.classList.add("failed"));
+      video.addEventListener("loadedmetadata", () => figure.style.setProperty("--shape", video.videoWidth / video.videoHeight));
       const figure = make("figure", { class: "clip" }, screen);
       if (side && needsReasons) figure.append(reasonBox(side, `What you see in ${side.toUpperCase()}, by itself`));
       return figure;
@@ -223,7 +225,7 @@
   function save() {
     if (!view || !view.item) return;
     const missing = open();
-    if (missing) { say(missing); return; }
+    if (missing) { say(missing, false); return; }
     send({ verdicts, reasons: reasons() });
   }
 

@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dualipo.annotation.agreement import annotator_agreement
+from dualipo.annotation.agreement import agreement_of_people
 from dualipo.annotation.answers import Answer
+from dualipo.annotation.export import answer_rows
 from dualipo.annotation.session import Recorded
 from dualipo.annotation.study import format_study, study_result
-from dualipo.critic.voting import WORDS, majority, swap_choice
+from dualipo.critic.questions import human_answers
+from dualipo.critic.voting import swap_choice
+from dualipo.records import HumanChoice, HumanRating
 
 
 def session_report(session: Recorded, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -19,12 +22,8 @@ def session_report(session: Recorded, without: Sequence[str] = ()) -> dict[str, 
     in `without` count nowhere but in what is said of themselves."""
     answers = [answer for answer in session.answers if not answer.skipped]
     counted = [a for a in answers if a.annotator not in without and not session.items[a.item].golden]
-    votes: dict[tuple[str, str], dict[str, list[str]]] = {}
     judged: Counter[str] = Counter(answer.item for answer in counted)
-    for answer in counted:
-        for dimension, verdict in answer.verdicts.items():
-            topic = session.items[answer.item].kind, dimension
-            votes.setdefault(topic, {}).setdefault(answer.item, []).append(verdict)
+    rows = [row for answer in counted for row in answer_rows(session, answer)]
     asked = [item for item in session.items.values() if not item.golden]
     return {
         "title": session.settings.title,
@@ -36,15 +35,18 @@ def session_report(session: Recorded, without: Sequence[str] = ()) -> dict[str, 
             name: _annotator(session, [a for a in session.answers if a.annotator == name])
             for name in sorted({answer.annotator for answer in session.answers})
         },
-        "topics": {
-            f"{kind}/{dimension}": {
-                **annotator_agreement(list(own.values()), kind),
-                "verdicts": {word: sum(majority(said, kind) == word for said in own.values()) for word in WORDS[kind]},
-            }
-            for (kind, dimension), own in sorted(votes.items())
-        },
+        "verdicts": _verdicts(rows),
+        "agreement": agreement_of_people(rows, session.settings.seed),
         **({"study": study_result(session, without)} if session.settings.study else {}),
     }
+
+
+def _verdicts(rows: Sequence[HumanRating | HumanChoice]) -> dict[str, dict[str, int]]:
+    """Settled verdicts of each question, each item's by its majority."""
+    found: dict[str, Counter[str]] = {}
+    for answered in human_answers(rows):
+        found.setdefault(answered.question.topic, Counter())[answered.verdict] += 1
+    return {topic: dict(sorted(counts.items())) for topic, counts in sorted(found.items())}
 
 
 def _annotator(session: Recorded, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -83,11 +85,12 @@ def format_report(report: dict[str, Any]) -> str:
         if found["left_share"] is not None:
             parts.append(f"left side {found['left_share']:.0%}")
         lines.append(f"  {name}: {', '.join(parts)}{' (left out)' if name in report['left_out'] else ''}")
-    for topic, found in report["topics"].items():
-        shares = ", ".join(f"{word} {count}" for word, count in found["verdicts"].items())
-        text = [f"{name} {found[name]:.2f}" for name in ("alpha", "plain") if found[name] is not None]
-        told = f"agreement {', '.join(text)} on {found['items']} items; " if text else ""
-        lines.append(f"  {topic}: {told}{shares}")
+    for topic, counts in report["verdicts"].items():
+        lines.append(f"  {topic}: {', '.join(f'{word} {count}' for word, count in counts.items())}")
+    for found in report["agreement"]:
+        alpha = "" if found["alpha"] is None else f", Krippendorff's alpha {found['alpha']:.2f} ({found['level']})"
+        share = f"{found['mean']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
+        lines.append(f"  {found['question']}: {share} agree with the others on {found['items']} items{alpha}")
     if "study" in report:
         lines.append(format_study(report["study"]))
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Streamin
 from pydantic import BaseModel, ConfigDict, Field
 
 from dualipo.annotation.guard import LOOPBACK, Guard
-from dualipo.annotation.items import KeptClip
+from dualipo.annotation.items import CHOICE_DIMENSIONS, KeptClip
 from dualipo.annotation.ranges import Unsatisfiable, parse_range, pieces
 from dualipo.annotation.session import LONGEST, Refused, Session, annotator_name
 from dualipo.errors import UserError
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MADE_ANEW = 64
 """Encoded clips held in memory."""
+
+
+class _Unsaved(Exception):
+    """An answer that the disk did not take."""
 
 
 class _Asked(BaseModel):
@@ -69,7 +73,10 @@ def build_app(session: Session, token: str, host: str = "127.0.0.1", cookie: str
     @app.post("/api/answer")
     def answer(given: _Given) -> Response:
         def write() -> dict[str, Any]:
-            session.answer(given.annotator, given.item, given.verdicts, given.reasons, given.seconds)
+            try:
+                session.answer(given.annotator, given.item, given.verdicts, given.reasons, given.seconds)
+            except OSError as error:
+                raise _Unsaved(f"Not saved: {error.strerror or error}. Make room, then try again.") from None
             return _with_clips(session.show(given.annotator), clips)
 
         return _answered(write)
@@ -89,15 +96,13 @@ def build_app(session: Session, token: str, host: str = "127.0.0.1", cookie: str
 
 
 def _answered(act: Callable[[], dict[str, Any]]) -> Response:
-    """What `act` gives as JSON; what it refuses in words, and a disk that is full as such."""
+    """What `act` gives as JSON; what it refuses in words."""
     try:
         return JSONResponse(act(), headers={"cache-control": "no-store"})
     except Refused as refused:
         return JSONResponse({"error": str(refused)}, 409)
-    except UserError as error:
-        return JSONResponse({"error": str(error)}, 410)
-    except OSError as error:
-        return JSONResponse({"error": f"Not saved: {error.strerror or error}. Nothing is lost; try again."}, 507)
+    except _Unsaved as error:
+        return JSONResponse({"error": str(error)}, 507)
 
 
 def _with_clips(shown: dict[str, Any], clips: _Clips) -> dict[str, Any]:
@@ -116,7 +121,10 @@ class _Clips:
         self.playable = lru_cache(maxsize=MADE_ANEW)(self._playable)
 
     def tiny(self, md5: str) -> bool:
-        return self.playable(md5).tiny
+        try:
+            return self.playable(md5).tiny
+        except UserError:
+            return False  # the page learns of it when it asks for the clip
 
     def serve(self, md5: str, wanted: str | None, head: bool) -> Response:
         if md5 not in self.kept:
@@ -160,11 +168,12 @@ def _page(session: Session) -> str:
     )  # fmt: skip
     settings = session.settings
     kinds = {item.kind for item in session.items.values()}
-    guideline = settings.guideline
-    topics = {name: {"title": topic.title, "hint": topic.hint} for name, topic in guideline.topics.items()}
+    asked = {name for item in session.items.values() for name in session.recorded.dimensions(item)}
+    topics = {name: settings.guideline.topics[name].model_dump() for name in CHOICE_DIMENSIONS if name in asked}
     return environment.get_template("page.html.j2").render(
-        title=settings.title, guideline=guideline, topics=topics, kinds=kinds, reasons=settings.reasons, longest=LONGEST
-    )
+        title=settings.title, guideline=settings.guideline, topics=topics, kinds=kinds, reasons=settings.reasons,
+        longest=LONGEST,
+    )  # fmt: skip
 
 
 def bind(host: str, port: int) -> socket.socket:

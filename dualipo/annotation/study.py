@@ -16,6 +16,7 @@ from dualipo.errors import UserError
 from dualipo.media.store import MANIFEST, ClipStore
 
 BENCHMARK_CLIPS = "benchmark_clips"
+_COUNTS = {"win": "wins", "tie": "ties", "loss": "losses"}
 
 
 def find_side(root: Path, config: Config, reference: str) -> tuple[Side, Path]:
@@ -78,10 +79,11 @@ def study_pool(first: Path, second: Path, seed: int) -> Pool:
 
 
 def study_result(session: Recorded, without: Sequence[str] = ()) -> dict[str, Any]:
-    """{"a", "b", "items", "annotators", "win", "tie", "loss", "interval", "dimensions"}, from a's point of view.
+    """Win, tie and loss from the point of view of `a`, the generator named first.
 
-    Shares of the items that have all the annotators they need, each settled by their majority; `interval` is that of
-    win - loss, bootstrapped over prompts. The shares at the top are the overall ones, null while no item is settled.
+    Of the items that have all the annotators they need, each settled by their majority: `wins`, `ties` and `losses` as
+    counts, `win`, `tie` and `loss` as shares, `interval` of win - loss, bootstrapped over prompts. At the top stand the
+    overall ones; shares are null while no item is settled. `dimensions` has the same for each.
     """
     assert session.settings.study
     names = [side.label for side in session.settings.study]
@@ -116,12 +118,16 @@ def _shares(session: Recorded, verdicts: dict[str, str | None]) -> dict[str, Any
     from dualipo.evaluation.bootstrap import interval
 
     if not verdicts:
-        return {"win": None, "tie": None, "loss": None, "interval": None}
+        return {**dict.fromkeys(_COUNTS), **dict.fromkeys(_COUNTS.values(), 0), "interval": None}
     words = list(verdicts.values())
+    by_word = {"win": "a", "tie": "tie", "loss": "b"}
     gains = [{"a": 1.0, "b": -1.0}.get(str(word), 0.0) for word in words]
     prompts = [session.items[item].prompt_id for item in verdicts]
-    share = {name: words.count(word) / len(words) for name, word in (("win", "a"), ("tie", "tie"), ("loss", "b"))}
-    return {**share, "interval": interval(gains, prompts, session.settings.seed)}
+    return {
+        **{name: words.count(word) / len(words) for name, word in by_word.items()},
+        **{_COUNTS[name]: words.count(word) for name, word in by_word.items()},
+        "interval": interval(gains, prompts, session.settings.seed),
+    }
 
 
 def format_study(result: dict[str, Any]) -> str:
@@ -132,6 +138,7 @@ def format_study(result: dict[str, Any]) -> str:
         return f"{lines[0]}: nothing to tell yet"
     for dimension, found in sorted(result["dimensions"].items(), key=lambda entry: entry[0] != "overall"):
         shares = ", ".join(f"{name} {found[name]:.1%}" for name in ("win", "tie", "loss"))
+        shares += f" ({found['wins']} / {found['ties']} / {found['losses']})"
         mean, low, high = (f"{100 * found['interval'][key]:+.1f}" for key in ("mean", "low", "high"))
         lines.append(f"  {dimension:12} {shares}; win - loss {mean} points [{low}, {high}]")
     return "\n".join(lines)

@@ -49,7 +49,7 @@ def _encoded(source: Source, name: str | None, tiny: bool) -> bytes:
     import av
 
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         stream: Any = None
         for frame in _frames(source, name):
             image = _enlarged(_pixels(frame), tiny)
