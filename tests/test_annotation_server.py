@@ -43,7 +43,7 @@ def test_nothing_is_given_without_the_token(web):
     for path in ("/", "/?token=", "/?token=wrong", "/?token=t0ke", "/static/page.js", f"/static/page.js?token={TOKEN}"):
         assert web.client.get(path).status_code == 403
     assert web.client.get("/", headers={"cookie": "dualipo-annotate=wrong"}).status_code == 403
-    assert web.client.get("/", headers={"cookie": "dualipo-annotate=\xff; ="}).status_code == 403
+    assert web.client.get("/", headers={"cookie": b"dualipo-annotate=\xff; ="}).status_code == 403
     assert (
         web.client.post("/api/item", json={"annotator": "ann"}, headers={"origin": f"http://{HOST}"}).status_code == 403
     )

@@ -189,8 +189,10 @@ def _make(place: Path, folder: Path, options: dict[str, Any]) -> None:
         pool = candidate_pool(runs / "candidates", runs / "labels", seed, options["select"] == "uncertain")
         title = f"Candidates of round {round_name}"
     else:
-        config = load_parameters(folder, options["params"], options["overrides"])
-        found = [find_side(folder, config, reference) for reference in study]
+        found = [
+            find_side(folder, lambda: load_parameters(folder, options["params"], options["overrides"]), reference)
+            for reference in study
+        ]
         if found[0][0].md5 == found[1][0].md5:
             raise UserError(f"--study {' '.join(study)}: both are the same; name two generators")
         # the page must not tell which two.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualipo.annotation.answers import Answer
-from dualipo.annotation.items import AnnotationItem, KeptClip
+from dualipo.annotation.items import KINDS, AnnotationItem, KeptClip
 from dualipo.annotation.session import Recorded
 from dualipo.critic.questions import NAMES, human_answers
 from dualipo.errors import UserError
@@ -64,8 +64,9 @@ def export_labels(session: Recorded, dest: Path, wanted: Wanted, add: bool = Fal
 
 
 def _chosen(session: Recorded, wanted: Wanted) -> dict[str, list[Answer]]:
-    """Answers of each item that is exported, in the items' order and their annotators'."""
-    found: dict[str, list[Answer]] = {name: [] for name in session.items}
+    """Answers of each item that is exported: ratings first, in the order of items and of annotators."""
+    order = sorted(session.items.values(), key=lambda item: (KINDS.index(item.kind), item.id))
+    found: dict[str, list[Answer]] = {item.id: [] for item in order}
     for answer in sorted(session.answers, key=lambda answer: answer.annotator):
         if not answer.skipped and answer.annotator not in wanted.without:
             found[answer.item].append(answer)

@@ -95,7 +95,6 @@
     $("bar").setAttribute("aria-valuenow", shown.answered);
     $("bar").firstElementChild.style.width = `${total ? (100 * shown.answered) / total : 100}%`;
     $("count").textContent = `${shown.answered} of ${total} done`;
-    $("count").title = `All annotators: ${shown.all.given} of ${shown.all.needed} judgements`;
     $("message").textContent = "";
     if (!item) { stop(); $("clips").replaceChildren(); $("done").focus(); return; }
     verdicts = { ...item.verdicts };

@@ -74,7 +74,9 @@ def _annotator(session: Recorded, answers: Sequence[Answer]) -> dict[str, Any]:
 def format_report(report: dict[str, Any]) -> str:
     """Lines for the terminal."""
     need = report["annotators_an_item"]
-    lines = [f"{report['title']}: {report['settled']} of {report['items']} items have {need} annotators"]
+    lines = [
+        f"{report['title']}: {report['settled']} of {report['items']} items have all the annotators they need, {need}"
+    ]
     for name, found in report["annotators"].items():
         parts = [f"{found['items']} items", *([f"{found['skipped']} skipped"] if found["skipped"] else [])]
         if found["golden_accuracy"] is not None:

@@ -230,7 +230,6 @@ class Session:
                 "number": place + 1,
                 "answered": len(history),
                 "left": max(len(self._upcoming(name)), int(current is not None)),
-                "all": self._progress(),
             }
 
     def answer(
@@ -311,15 +310,6 @@ class Session:
 
         seen = self._answers.get(name, {}).keys()
         return upcoming(seed, name, self.settings.golden_share, seen, *self._orders[name], wanted)
-
-    def _progress(self) -> dict[str, int]:
-        """Judgements given and needed, golden items aside."""
-        need = self.settings.annotators
-        return {
-            "given": sum(min(len(done), need) for done in self._done.values()),
-            "needed": need * len(self._done),
-            "annotators": len(self._answers),
-        }
 
     def _view(self, name: str, item_name: str) -> dict[str, Any]:
         item = self.items[item_name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ BENCHMARK_CLIPS = "benchmark_clips"
 _COUNTS = {"win": "wins", "tie": "ties", "loss": "losses"}
 
 
-def find_side(root: Path, config: Config, reference: str) -> tuple[Side, Path]:
+def find_side(root: Path, config: Callable[[], Config], reference: str) -> tuple[Side, Path]:
     """The generator meant by `reference` and the folder of its benchmark clips.
 
     A folder of clips, or a registered version (`generator@champion`, NAME/VERSION): then the clips are those that the
@@ -33,7 +33,7 @@ def find_side(root: Path, config: Config, reference: str) -> tuple[Side, Path]:
         raise UserError(f"{folder}: no {MANIFEST} here; name a folder of benchmark clips, or a registered version")
     from dualipo.tracking import Tracker
 
-    tracker = Tracker(root, config)
+    tracker = Tracker(root, config())
     version = tracker.resolve(reference)
     measured = [
         (run.started, run.outputs[BENCHMARK_CLIPS])
