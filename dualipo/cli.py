@@ -38,6 +38,10 @@ class _Lazy(click.Group):
         super().__init__(name, help=help)
         self.target = target
 
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        # the group itself, with options of its own where it has some.
+        return self._group().make_context(*arguments, **more)
+
     def _group(self) -> click.Group:
         module, attribute = self.target.split(":")
         return getattr(importlib.import_module(module), attribute)
@@ -514,6 +518,10 @@ cli.add_command(
         "dualipo.formats.cli:imports",
         "Brings labels and clips of other formats into a data folder: VideoAlign, VideoGen-RewardBench, GenAI-Bench.",
     )
+)
+
+cli.add_command(
+    _Lazy("annotate", "dualipo.annotation.cli:annotate", "Opens a page on which people rate and compare clips.")
 )
 
 cli.add_command(

@@ -56,3 +56,21 @@ def ltx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models import save_ltx
 
     return save_ltx(tmp_path_factory.mktemp("models") / "ltx")
+
+
+@pytest.fixture(scope="session")
+def packed_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten prompts of two tiny clips, packed; read only."""
+    from test_report import SEEDS, prompts, write_clips
+
+    folder = tmp_path_factory.mktemp("packed") / "clips"
+    write_clips(folder, prompts(10), SEEDS, 0.6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def known_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Human labels of other prompts, most of them unanimous; read only."""
+    from annotating import write_known
+
+    return write_known(tmp_path_factory.mktemp("known") / "labels")

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import chromium, needs_chromium, wait
 from test_report import make_run
 
 from dualipo.report import collect, render
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver: apt-get install chromium chromium-driver"
-)
-FLAGS = """
---headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900
-"""
+pytestmark = needs_chromium
 SECTIONS = ("result", "clips", "dimensions", "critic", "labels", "decisions", "curves", "lineage")
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +40,6 @@ def opened(browser, pages, request):
         browser.get_log(log)
     browser.get(pages[getattr(request, "param", "whole")].as_uri())
     return browser
-
-
-def wait(browser, script: str, seconds: float = 20):
-    """Waits until the script returns something true, and returns it."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, seconds, poll_frequency=0.1).until(lambda driver: driver.execute_script(script))
 
 
 def test_every_clip_loads_and_plays(opened):

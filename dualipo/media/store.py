@@ -81,24 +81,31 @@ def read_clip(folder: Path, file: str) -> np.ndarray:
 
 def read_bytes(folder: Path, file: str) -> bytes:
     """The mp4 file itself, by the same path. Raises UserError where it is missing."""
+    path, offset, size = locate(folder, file)
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(offset)
+            return handle.read(size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make the clips again") from None
+
+
+def locate(folder: Path, file: str) -> tuple[Path, int, int]:
+    """(file on disk, offset, size) of a clip's bytes, by the same path. Raises UserError where it is missing."""
     shard, separator, member = file.partition(".tar/")
     if not separator:
         try:
-            return (folder / file).read_bytes()
+            return folder / file, 0, (folder / file).stat().st_size
         except OSError as error:
             raise UserError(f"{folder / file}: cannot be read ({error.strerror}); make the clips again") from None
     path = folder / f"{shard}.tar"
-    name = f"{path}/{member}"
     if not path.is_file():
         raise UserError(f"{path}: no such shard; make the clips again")
+    stat = path.stat()
     try:
-        stat = path.stat()
-        offset, size = _index(str(path), stat.st_mtime_ns, stat.st_size)[member]
+        return (path, *_index(str(path), stat.st_mtime_ns, stat.st_size)[member])
     except KeyError:
-        raise UserError(f"{name}: not in the shard; make the clips again") from None
-    with open(path, "rb") as handle:
-        handle.seek(offset)
-        return handle.read(size)
+        raise UserError(f"{path}/{member}: not in the shard; make the clips again") from None
 
 
 @lru_cache(maxsize=256)
