@@ -5,6 +5,7 @@ Beside the outputs an experiment's folder holds `.dualipo/`:
   staging/<key>/             outputs on their way; `ready.json` there says that they are complete
   work/<key>/                the step's scratch folder (`Job.work`): survives a kill, removed on success
   locks/                     one lock for each step of a round, and one for `run`
+  spool/                     records that wait until MLflow answers again (dualipo/tracking/spool.py)
 where <key> is <step>-<round>-<fingerprint>.
 """
 
@@ -52,13 +53,14 @@ class Outcome:
     """Of the outputs, by port."""
     summary: Summary
     seconds: float
+    waits: str = ""
+    """One line where MLflow did not answer and the step's record waits for it."""
 
     def __str__(self) -> str:
         title = step_title(self.step, self.round)
-        if self.skipped:
-            return f"{title}: up to date"
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(self.summary.metrics.items())[:4])
-        return f"{title}: {self.seconds:.1f} s" + (f" ({metrics})" if metrics else "")
+        done = f"{self.seconds:.1f} s" + (f" ({metrics})" if metrics else "")
+        return f"{title}: {'up to date' if self.skipped else done}" + (f"; {self.waits}" if self.waits else "")
 
 
 def execute(
@@ -182,6 +184,7 @@ class _Call:
     parts: Sequence[Path] = ()
     shard: Shard | None = None
     given: Path | None = None
+    waits: str = ""
 
     def bind(self, data: str | Path, bindings: Mapping[str, str | Path]) -> None:
         unknown = set(bindings) - set(self.step.inputs) - set(self.step.outputs)
@@ -352,11 +355,12 @@ class _Call:
         move(self.work, part)
 
     def track(self) -> None:
-        """Tells MLflow, before anything is published: an output in its place is a recorded one.
+        """Tells MLflow, before anything is published: an output in its place is a recorded one, or its record waits.
 
         Telling it twice, as after a kill at the end of this, changes nothing there.
         """
         from dualipo.tracking import Tracker
+        from dualipo.tracking.spool import Record, deliver
 
         inputs = {port: self._artifact(port, path) for port, path in self.inputs.items()}
         outputs = {
@@ -364,9 +368,8 @@ class _Call:
         }
         summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         try:
-            tracker = Tracker(self.root, self.config)
-            commit = git_commit(self.root)
-            tracker.record(self.step, self.round, self.prev, inputs, outputs, summary, seconds, commit)
+            told = (self.step, self.round, self.prev, inputs, outputs, summary, seconds, git_commit(self.root))
+            self.waits = deliver(Tracker(self.root, self.config), self.root, self.config, Record(*told))
         except Exception as error:
             if disk_full(error):
                 # gives the room back; a training resumes from its scratch folder.
@@ -377,7 +380,7 @@ class _Call:
                     f"{self.title}: done but not recorded: {error}; run it again, it only records"
                 ) from error
             raise
-        self.record["recorded"] = True
+        self.record["recorded"] = not self.waits
 
     def _artifact(self, port: str, location: Path) -> Artifact:
         from dualipo.tracking import Artifact
@@ -408,7 +411,8 @@ class _Call:
     def outcome(self, skipped: bool) -> Outcome:
         digests = {port: _as_digest(entry) for port, entry in self.record["outputs"].items()}
         summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
-        return Outcome(self.step.name, self.round, self.fingerprint, skipped, self.outputs, digests, summary, seconds)
+        told = (skipped, self.outputs, digests, summary, seconds, self.waits)
+        return Outcome(self.step.name, self.round, self.fingerprint, *told)
 
 
 def _rounds(step: Step, config: Config, round_name: str | None) -> tuple[str, str]:
