@@ -56,3 +56,14 @@ def ltx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models import save_ltx
 
     return save_ltx(tmp_path_factory.mktemp("models") / "ltx")
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes MLflow seconds, copying it none."""
+    from dualipo.config import Config
+    from dualipo.tracking import Tracker
+
+    root = tmp_path_factory.mktemp("empty")
+    Tracker(root, Config()).store.client.search_experiments()
+    return root / "mlflow.db"

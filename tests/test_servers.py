@@ -154,7 +154,7 @@ def test_two_at_once_make_what_each_makes_alone(experiments):
 def test_each_has_its_own_runs_models_and_champion(services, experiments, account, tmp_path):
     client = account("dualipo-submitter")
     assert {found.name for found in client.search_experiments()} == {"Default", *SEEDS}
-    models = {f"{name}-{kind}" for name in SEEDS for kind in ("critic", "generator")}
+    models = {f"{name}-{kind}" for name in SEEDS for kind in ("critic", "generator", "history")}
     assert {found.name for found in client.search_registered_models()} == models
     assert set(services.postgres.ask("SELECT name FROM registered_models")) == models
     for name in SEEDS:

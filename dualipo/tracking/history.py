@@ -80,7 +80,7 @@ class Line:
                 line = [move.former]  # champion before moves were kept
             if move.kind == "rollback" and move.to in line:
                 del line[len(line) - line[::-1].index(move.to) :]
-            else:
+            elif line[-1:] != [move.to]:
                 line.append(move.to)
         return line
 

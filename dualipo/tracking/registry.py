@@ -180,10 +180,10 @@ class Registry:
         while True:
             line = self.repair(version.name)
             done = line.find(key)
+            if not done and expected not in (None, line.last):
+                raise UserError(_outrun(line, expected))
             if done or line.champion == version.number:
                 return done
-            if expected is not None and line.last != expected:
-                raise UserError(_outrun(line, expected))
             if evidence:
                 self.attach(version, evidence.signed(kind, by, reason, at))
                 version = self._again(version)
@@ -200,7 +200,7 @@ class Registry:
         None where it is champion. Raises UserError as `crown`, and where it never was champion.
         """
         line = self.history.line(version.name)
-        if version.number not in line.champions:
+        if expected in (None, line.last) and version.number not in line.champions:
             raise UserError(f"{version.label}: it never was champion, or was rolled back; use `dualipo promote`")
         return self.crown(version, "rollback", by, reason, key, expected=expected)
 
@@ -218,8 +218,8 @@ class Registry:
             found = digest(self._bytes(version, Path(folder))).md5
         if found != held.md5:
             raise UserError(
-                f"{version.label}: MLflow hands out other bytes ({found[:8]}) than were registered ({held.md5[:8]}), so "
-                "it can't be promoted; bring its artifacts back from a backup"
+                f"{version.label}: MLflow hands out other bytes ({found[:8]}) than were registered ({held.md5[:8]}); "
+                "bring its artifacts back, then promote it"
             )
         return held
 
@@ -278,7 +278,7 @@ class Registry:
             return Path(download_artifacts(location, dst_path=str(target), tracking_uri=self.store.uri))
 
 
-def _outrun(line: Line, expected: int) -> str:
+def _outrun(line: Line, expected: int | None) -> str:
     seen = next((move.to for move in line.moves if move.number == expected), None)
     before = "none" if seen is None else f"v{seen}"
     return (

@@ -80,6 +80,22 @@ class Tracker:
             return runs
         return [run for run in runs if any(link.md5 == output_md5 for link in run.outputs.values())]
 
+    def read_artifact(self, run_id: str, path: str) -> str | None:
+        """A text file that a run keeps; None where the run has none of that name."""
+        from mlflow.artifacts import load_text
+        from mlflow.exceptions import MlflowException
+
+        with self.store.errors():
+            folder, _, _ = path.rpartition("/")
+            try:
+                if path not in {item.path for item in self.store.client.list_artifacts(run_id, folder or None)}:
+                    return None
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+            return load_text(f"{self.store.client.get_run(run_id).info.artifact_uri}/{path}")
+
     def log_index(self, pipeline_run: str, index: Mapping[str, Any]) -> None:
         """Keeps where the artifacts of a pipeline's run lie, on the experiment's run; a later index replaces it."""
 
