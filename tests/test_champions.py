@@ -288,6 +288,7 @@ def test_a_registry_from_before_moves_were_kept(tmp_path, database):
     for name in "123":
         register(own, name, promoted=None if name == "1" else True)
     own.tracker.store.client.set_registered_model_alias(GENERATOR, "champion", "1")
+    assert list(history(own.tracker)) == ["tiny-generator: alias champion is at v1, set before moves were kept"]
     promote(own.tracker, "generator/2", "ann")
     promote(own.tracker, "generator/3", "ann")
     assert [move[2:4] for move in moves(own.tracker)] == [(1, 2), (2, 3)]
@@ -557,7 +558,8 @@ def test_diff_tells_what_differs(tmp_path, database):
         (clips / "scores.jsonl").write_text("\n".join(json.dumps(row) for row in scores))
         if name == "2":
             own = Experiment(own.root, align={"beta": 500})
-        own.round(name, prev, total=rows[name] + 3.5)
+        steps = ("label", "train_critic", "promote_critic", "prefer", "align", "evaluate", "promote_generator")
+        own.round(name, prev, total=rows[name] + 3.5, only=steps)
     told = dualipo(own, "diff", "generator/2", "generator/3")
     assert "tiny-generator/2 (promoted, @previous, round 1) -> tiny-generator/3 (promoted, @champion, round 2)" in told
     assert "parameters: 1 differ\n  align.beta: 1000.0 -> 500.0" in told and "code: equal" in told

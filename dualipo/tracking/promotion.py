@@ -127,7 +127,9 @@ def history(tracker: Tracker, model: str | None = None) -> Iterator[str]:
         line = Line(name, tuple(move for move in moves if move.model == name))
         for alias, number in ((CHAMPION, line.champion), (PREVIOUS, line.previous)):
             holder = next((v.number for v in known.values() if alias in v.aliases), None)
-            if holder != number and known:
+            if holder is not None and not line.moves:
+                yield f"{name}: alias {alias} is at v{holder}, set before moves were kept"
+            elif holder != number:
                 told = "no version" if holder is None else f"v{holder}"
                 wanted = "none" if number is None else f"v{number}"
                 yield (
