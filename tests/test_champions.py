@@ -324,6 +324,23 @@ def test_steps_keep_evidence_of_what_they_decided_on(tmp_path, database):
     assert rejected.evidence == read(own.tracker.resolve("generator")).digest
 
 
+def test_a_rejection_makes_the_incumbent_champion_again(tmp_path, database):
+    """Round 2 starts from the base models, while round 1's generator is champion."""
+    own = experiment_in(tmp_path / "root", database)
+    own.start()
+    own.round("1", "base", only=("align", "evaluate", "promote_generator"))
+    own.round("2", "base", total=40.0, promoted=False, only=("align", "evaluate", "promote_generator"))
+    reason = "its candidate was rejected: total fell from 50 to 40 points; dimension motion fell"
+    assert moves(own.tracker)[-1] == (GENERATOR, "keep", 2, 1, "promote_generator, round 2", reason)
+    assert aliases(own.tracker, GENERATOR) == {"champion": 1, "previous": 2}
+    first, again = (m for m in own.tracker.registry.history.moves() if m.to == 1 and m.model == GENERATOR)
+    assert first.evidence == again.evidence and [status(own.tracker, n) for n in (1, 2, 3)] == [
+        "base",
+        "promoted",
+        "rejected",
+    ]
+
+
 def test_with_approval_asked_for_the_champion_waits_for_a_person(tmp_path, database):
     root = tmp_path / "root"
     experiment_in(root, database)

@@ -17,8 +17,9 @@ from dualipo.tracking.history import canonical
 
 EVIDENCE = "evidence"
 """Tag of the newest digest; `evidence.<its first 16 characters>` is the text. Older texts stay, for older moves."""
-_LONGEST = 64
-"""Lists of more entries, such as every prompt's scores, are told by number and md5: they are in the run's artifacts."""
+_LONGEST, _WORDIEST = 64, 2000
+"""Lists of more entries, such as every prompt's scores, are told by number and md5, and longer texts are cut: MLflow
+takes 100 000 characters, and the run's artifacts have it all."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _gate(location: Path) -> Any:
         name: {"passed": suite["passed"], "expectations": len(suite["expectations"])}
         for name, suite in verdict.get("suites", {}).items()
     }
-    return {"passed": verdict.get("passed"), "reasons": verdict.get("reasons", []), "suites": suites}
+    return {"passed": verdict.get("passed"), "reasons": _short(verdict.get("reasons", [])), "suites": suites}
 
 
 def _short(content: Any) -> Any:
@@ -119,4 +120,4 @@ def _short(content: Any) -> Any:
         if len(content) > _LONGEST:
             return {"items": len(content), "md5": hashlib.md5(canonical(content).encode()).hexdigest()}
         return [_short(value) for value in content]
-    return content
+    return content[:_WORDIEST] if isinstance(content, str) else content

@@ -14,7 +14,7 @@ from dualipo.config import Config, config_json
 from dualipo.errors import UserError
 from dualipo.steps import BASE, Step, Summary, steps_of
 from dualipo.tracking.entries import KEPT, MODELS, Artifact, StepRun, Version
-from dualipo.tracking.evidence import Evidence, gather
+from dualipo.tracking.evidence import EVIDENCE, Evidence, gather
 from dualipo.tracking.history import Kind
 from dualipo.tracking.registry import AWAITING, Registry
 from dualipo.tracking.store import PREFIX, Store, flatten, now
@@ -276,24 +276,25 @@ class Tracker:
             self._crown(record, candidate, "promote", verdict)
             return set()
         reason = "; ".join(verdict["reasons"]) or "no reason given"
+        self.registry.repair(candidate.name)
         self.registry.attach(candidate, self._evidence(record, candidate, verdict))
         self.registry.set_tags(candidate, {"status": "rejected", "reason": reason})
-        self.registry.repair(candidate.name)
         champion = self.registry.champion(candidate.name)
         if champion is None or champion.md5 != passed_on.digest.md5:
             incumbent = self._version(record, passed_on, without=None if same else candidate)
-            self._crown(record, incumbent, "keep", verdict)
+            self._crown(record, incumbent, "keep", {**verdict, "reasons": [f"its candidate was rejected: {reason}"]})
         return set()
 
     def _crown(self, record: _Record, version: Version, kind: Kind, decision: Mapping[str, Any]) -> None:
         """Makes the version champion, or lets it wait for a person where `promotion.require_approval` says so."""
-        evidence = self._evidence(record, version, decision)
+        evidence = self._evidence(record, version, decision) if kind != "keep" or EVIDENCE not in version.tags else None
         by = record.step.name if record.step.scope == "base" else f"{record.step.name}, round {record.round}"
         reason = "; ".join(decision["reasons"]) or "no reason given"
-        if not self.config.promotion.require_approval or self.registry.repair(version.name).champion is None:
+        if not self.config.promotion.require_approval or self.registry.champion(version.name) is None:
             self.registry.crown(version, kind, by, reason, record.run_id, evidence)
             return
-        self.registry.attach(version, evidence)
+        if evidence:
+            self.registry.attach(version, evidence)
         if kind == "promote":
             self.registry.set_tags(version, {"status": AWAITING, "reason": None})
 
