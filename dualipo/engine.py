@@ -74,17 +74,20 @@ def execute(
     data: str | Path = "data",
     parts: Sequence[Path] = (),
     given: Path | None = None,
+    ephemeral: bool = False,
 ) -> Outcome:
     """Runs one step of one round in the experiment's folder `root`, or finds that nothing has changed.
 
     `bindings` puts other paths in the place of ports' own; `data` is the data folder, relative to `root` or absolute;
     `parts` are what `execute_shard` made of every shard of this very call, in place of the work in them; `given` is a
-    file or folder of results that the step goes on from (`steps.GIVEN`), as far as it knows such.
+    file or folder of results that the step goes on from (`steps.GIVEN`), as far as it knows such; `ephemeral` says that
+    the folder goes with the process, so that no record may wait in it for MLflow.
     Outputs appear only complete, and by renaming: who is killed, or runs out of disk, leaves the outputs of before or
     none, and the same call completes the work. Raises UserError where an input is missing, the round is unknown, the
     same step is already running here, or the disk is full.
     """
-    call = _Call(step, config, Path(root), *_rounds(step, config, round_name), parts=parts, given=given)
+    where = Path(root), *_rounds(step, config, round_name)
+    call = _Call(step, config, *where, parts=parts, given=given, ephemeral=ephemeral)
     call.bind(data, bindings or {})
     with disk_trouble(call.title, call.root), lock(call.lock, call.title):
         call.require_inputs()
@@ -184,6 +187,7 @@ class _Call:
     parts: Sequence[Path] = ()
     shard: Shard | None = None
     given: Path | None = None
+    ephemeral: bool = False
     waits: str = ""
 
     def bind(self, data: str | Path, bindings: Mapping[str, str | Path]) -> None:
@@ -359,7 +363,6 @@ class _Call:
 
         Telling it twice, as after a kill at the end of this, changes nothing there.
         """
-        from dualipo.tracking import Tracker
         from dualipo.tracking.spool import Record, deliver
 
         inputs = {port: self._artifact(port, path) for port, path in self.inputs.items()}
@@ -369,7 +372,7 @@ class _Call:
         summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         try:
             told = (self.step, self.round, self.prev, inputs, outputs, summary, seconds, git_commit(self.root))
-            self.waits = deliver(Tracker(self.root, self.config), self.root, self.config, Record(*told))
+            self.waits = deliver(self.root, self.config, Record(*told), self.ephemeral)
         except Exception as error:
             if disk_full(error):
                 # gives the room back; a training resumes from its scratch folder.

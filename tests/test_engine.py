@@ -454,7 +454,7 @@ class Recorder:
     recorded: list = []  # noqa: RUF012
     error: Exception | None = None
 
-    def __init__(self, root, config):
+    def __init__(self, root, config, known=False):
         pass
 
     def record(self, step, round_name, prev, inputs, outputs, summary, seconds, git_commit):
@@ -466,7 +466,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    monkeypatch.setattr("dualipo.tracking.Tracker", Recorder)
+    monkeypatch.setattr("dualipo.tracking.spool.Tracker", Recorder)
     monkeypatch.setattr(Recorder, "recorded", [])
     return Recorder
 

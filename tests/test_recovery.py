@@ -33,7 +33,7 @@ class Courier:
 
     def record(self, *what) -> None:
         own = self.own
-        self.told.append(deliver(Tracker(own.root, own.config), own.root, own.config, Record(*what)))
+        self.told.append(deliver(own.root, own.config, Record(*what)))
 
     def __getattr__(self, name):
         return getattr(Tracker(self.own.root, self.own.config), name)
@@ -238,6 +238,17 @@ def test_an_address_that_never_answered_stops_the_run_at_once(tmp_path, monkeypa
     with pytest.raises(Unreachable, match="does not answer"):
         own.start()
     assert waiting(tmp_path) == [] and own.tracker.told == []
+
+
+def test_a_folder_that_goes_with_its_process_keeps_nothing_and_waits_for_mlflow(own, monkeypatch):
+    away, pauses = Away(monkeypatch), []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr("dualipo.tracking.store.time.monotonic", lambda: sum(pauses))
+    own.config = parse_config({"experiment": {"name": "tiny"}, "tracking": {"patience": 20}})
+    monkeypatch.setattr("test_recovery.deliver", lambda *args: spool.deliver(*args, ephemeral=True))
+    with pytest.raises(Unreachable, match="no answer"):
+        own.round("1", "base", only=("align",))
+    assert pauses == [0.5, 1, 2, 4, 8] and away.tried == 6 and waiting(own.root) == []
 
 
 def test_the_run_stops_where_it_was_asked_to(tmp_path, database, monkeypatch):

@@ -45,18 +45,20 @@ class Record:
         tracker.record(*what, self.git_commit, **more)
 
 
-def deliver(tracker: Tracker, root: Path, config: Config, record: Record) -> str:
+def deliver(root: Path, config: Config, record: Record, ephemeral: bool = False) -> str:
     """Records a step, after whatever waits; or lets it wait too. Returns one line that says so, or nothing.
 
     A record waits only where MLflow at this very address has answered this folder before (`tracking.outage`); else
-    Unreachable is raised, as is UserError for whatever MLflow refuses.
+    Unreachable is raised, as is UserError for whatever MLflow refuses. An `ephemeral` folder goes with the process:
+    nothing waits there, and MLflow is given time whether it has answered or not.
     """
     with _alone(root):
+        known = _knows(root)
         try:
             _replay(root)
-            record.tell(tracker)
+            record.tell(Tracker(root, config, known or ephemeral))
         except Unreachable as error:
-            if config.tracking.outage == "stop" or not _knows(root):
+            if ephemeral or not known or config.tracking.outage == "stop":
                 raise
             _add(root, config, record)
             return (

@@ -53,14 +53,14 @@ class Unreachable(UserError):
 class Store:
     """One MLflow experiment. Nothing is contacted before it is needed, and nothing is created by reading.
 
-    `patience`: seconds for which `patiently` goes on trying.
+    `patience`: seconds for which `patiently` goes on trying; `known`: MLflow at this address has answered before.
     """
 
-    def __init__(self, root: Path, experiment: str, patience: float = 0):
+    def __init__(self, root: Path, experiment: str, patience: float = 0, known: bool = False):
         self.root = root.resolve()
         self.experiment = experiment
         self.patience = patience
-        self.answered = False
+        self.answered = known
         """Whether anything ever answered at `uri`; where not, that may be a wrong address."""
         self.uri = tracking_uri(self.root)
         database = re.fullmatch(r"sqlite:///(.+)", self.uri)

@@ -43,15 +43,16 @@ class _Record:
 class Tracker:
     """Records the steps of one experiment, and reads them back.
 
-    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. Every method raises
-    UserError where MLflow refuses or does not answer.
+    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. `known`: that address
+    has answered before, so what is recorded is worth waiting for. Every method raises UserError where MLflow refuses or
+    does not answer.
     """
 
-    def __init__(self, root: str | Path, config: Config):
+    def __init__(self, root: str | Path, config: Config, known: bool = False):
         self.root = Path(root).resolve()
         self.config = config
         self.config_digest = config.digest()
-        self.store = Store(self.root, config.experiment.name, config.tracking.patience)
+        self.store = Store(self.root, config.experiment.name, config.tracking.patience, known)
         self.registry = Registry(self.store)
 
     @property
