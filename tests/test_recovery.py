@@ -104,7 +104,7 @@ def test_records_wait_whole_and_in_order_and_are_replayed_once(own, tmp_path, da
     assert all("not in MLflow yet (MLflow at http://far: no answer): " in told for told in own.tracker.told)
     assert own.tracker.told[-1].endswith("12 in .dualipo/spool, which the next step or `dualipo replay` records")
     # what lies in the folder changes meanwhile; the records do not.
-    own.round("2", "1", total=1.0, promoted=False, only=())
+    own.round("2", "1", total=1.0, promoted=False, only=("none",))
     for name in (
         "generator_candidate/nested/model.safetensors",
         "generator_candidate_scores.json",

@@ -22,7 +22,8 @@ from dualipo.tracking.store import PREFIX, Store, Unreachable, pages
 Kind = Literal["base", "promote", "approve", "override", "keep", "rollback"]
 """`base`: as it came; `promote`: the gates held; `approve`, `override`: a person said so, after the gates held or
 failed; `keep`: the incumbent again, after a rejection; `rollback`: back to a champion of before."""
-_ATTEMPTS = 3
+_ATTEMPTS = 8
+"""At one move, while others add moves of other models."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class History:
                 with self.store.errors():
                     self._create(move)
             except Unreachable:
-                # it may be written all the same: the list tells.
+                # another took the number, or the answer was lost and it is written: the list tells.
                 if attempt == _ATTEMPTS and self.line(move.model).last == line.last:
                     raise
             now = self.line(move.model)

@@ -103,7 +103,9 @@ class Store:
             # whoever guards a server answers in words of its own, which the client takes for an internal error.
             if "PERMISSION_DENIED" in said:
                 said += f"; on a cluster the experiment {self.experiment!r} needs rights to its models: docs/cluster.md"
-            transient = isinstance(error, MlflowException) and error.error_code in _TRANSIENT
+            # of two who make the next version of a model at once, one is refused so.
+            outrun = "IntegrityError" in said
+            transient = isinstance(error, MlflowException) and (outrun or error.error_code in _TRANSIENT)
             if (transient or _of_network(error)) and "PERMISSION_DENIED" not in said and not disk_full(error):
                 raise Unreachable(said) from error
             raise UserError(said) from error

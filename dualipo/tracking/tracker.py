@@ -43,7 +43,7 @@ class _Record:
 class Tracker:
     """Records the steps of one experiment, and reads them back.
 
-    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. `known`: that address
+    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. `known`: that place
     has answered before, so what is recorded is worth waiting for. Every method raises UserError where MLflow refuses or
     does not answer.
     """
