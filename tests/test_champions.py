@@ -509,6 +509,23 @@ def test_a_promotion_killed_before_each_write_in_turn_is_finished_or_forgotten(t
     assert faults.left > 0 and set(outcomes) == {1, 2} and outcomes == sorted(outcomes)
 
 
+def test_a_number_that_another_took_is_asked_for_again(own, monkeypatch):
+    """As MLflow refuses one of two at once."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    create, refused = MlflowClient.create_model_version, []
+
+    def taken(self, name, *args, **kwargs):
+        if name == "tiny-history" and len(refused) < 3:
+            refused.append(name)
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: model_versions", BAD_REQUEST)
+        return create(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", taken)
+    assert promote(own.tracker, "generator/2", "ann").to == 2 and len(refused) == 3
+
+
 def test_an_answer_that_was_lost_makes_no_second_move(own, monkeypatch):
     create, lost = MlflowClient.create_model_version, []
 
