@@ -554,6 +554,8 @@ def pull_command(
 
 cli.add_command(_Lazy("cluster", "dualipo.cluster.cli:cluster", "Looks at a cluster, and at the manifests for one."))
 
+importlib.import_module("dualipo.promotion_cli")  # adds its commands, for which it needs this module
+
 for _command in cli.commands.values():
     # click cuts a long help short in the overview, in the middle of a sentence.
     _command.short_help = (_command.help or "").partition(".")[0].replace("\n", " ") + "."

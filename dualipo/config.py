@@ -359,6 +359,25 @@ class PromoteGenerator(Section):
     """Points of the benchmark's total that a candidate may lose against the incumbent and still be promoted."""
 
 
+class Promotion(Section):
+    """Who moves the registry's champion. Changes nothing that is made, and is in no fingerprint."""
+
+    require_approval: bool = False
+    """The loop goes on with what its gates accept, but the champion in MLflow waits for a person: `dualipo promote
+    NAME/VERSION --approve`. The first champion is the base model all the same."""
+
+
+class Tracking(Section):
+    """What becomes of a step's record while MLflow is away. Changes nothing that is made, and is in no fingerprint."""
+
+    outage: Literal["spool", "stop"] = "spool"
+    """`spool`: where MLflow at this address has recorded steps of this folder before, the record is kept in
+    .dualipo/spool and the run goes on; `stop`: the step is done but not recorded, and the run stops, as it does at an
+    address that never answered."""
+    patience: NonNegative = 120.0
+    """Seconds for which recording a step is tried again before that."""
+
+
 class TrainJob(Section):
     """Where `align` and `train_critic` train: changes nothing of what they make, and is in no fingerprint."""
 
@@ -500,6 +519,8 @@ class Config(Section):
     flow_nrg: FlowNrg = FlowNrg()
     evaluate: Evaluate = Evaluate()
     promote_generator: PromoteGenerator = PromoteGenerator()
+    promotion: Promotion = Promotion()
+    tracking: Tracking = Tracking()
     train_job: TrainJob = TrainJob()
     resources: Resources = Resources()
     rounds: dict[str, Round] = {"1": Round(prev="base"), "2": Round(prev="1"), "3": Round(prev="2")}
@@ -539,7 +560,7 @@ class Config(Section):
         import hashlib
 
         shown = set(Evaluate.model_fields) - self.evaluate.identity().keys()
-        exclude = {"resources": True, "train_job": True, "evaluate": shown}
+        exclude = {**dict.fromkeys(("promotion", "tracking", "resources", "train_job"), True), "evaluate": shown}
         return hashlib.md5(self.model_dump_json(exclude=exclude).encode()).hexdigest()
 
 

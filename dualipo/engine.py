@@ -5,6 +5,7 @@ Beside the outputs an experiment's folder holds `.dualipo/`:
   staging/<key>/             outputs on their way; `ready.json` there says that they are complete
   work/<key>/                the step's scratch folder (`Job.work`): survives a kill, removed on success
   locks/                     one lock for each step of a round, and one for `run`
+  spool/                     records that wait until MLflow answers again (dualipo/tracking/spool.py)
 where <key> is <step>-<round>-<fingerprint>.
 """
 
@@ -52,13 +53,14 @@ class Outcome:
     """Of the outputs, by port."""
     summary: Summary
     seconds: float
+    waits: str = ""
+    """One line where MLflow did not answer and the step's record waits for it."""
 
     def __str__(self) -> str:
         title = step_title(self.step, self.round)
-        if self.skipped:
-            return f"{title}: up to date"
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(self.summary.metrics.items())[:4])
-        return f"{title}: {self.seconds:.1f} s" + (f" ({metrics})" if metrics else "")
+        done = f"{self.seconds:.1f} s" + (f" ({metrics})" if metrics else "")
+        return f"{title}: {'up to date' if self.skipped else done}" + (f"; {self.waits}" if self.waits else "")
 
 
 def execute(
@@ -73,18 +75,21 @@ def execute(
     parts: Sequence[Path] = (),
     given: Path | None = None,
     lenders: Sequence[Path] = (),
+    ephemeral: bool = False,
 ) -> Outcome:
     """Runs one step of one round in the experiment's folder `root`, or finds that nothing has changed.
 
     `bindings` puts other paths in the place of ports' own; `data` is the data folder, relative to `root` or absolute;
     `parts` are what `execute_shard` made of every shard of this very call, in place of the work in them; `given` is a
     file or folder of results that the step goes on from (`steps.GIVEN`), as far as it knows such; `lenders` are folders
-    of other experiments: what one of them made of the same inputs, parameters and seed is copied from there.
+    of other experiments: what one of them made of the same inputs, parameters and seed is copied from there;
+    `ephemeral` says that the folder goes with the process, so that no record may wait in it for MLflow.
     Outputs appear only complete, and by renaming: who is killed, or runs out of disk, leaves the outputs of before or
     none, and the same call completes the work. Raises UserError where an input is missing, the round is unknown, the
     same step is already running here, or the disk is full.
     """
-    call = _Call(step, config, Path(root), *_rounds(step, config, round_name), parts=parts, given=given)
+    where = Path(root), *_rounds(step, config, round_name)
+    call = _Call(step, config, *where, parts=parts, given=given, ephemeral=ephemeral)
     call.bind(data, bindings or {})
     with disk_trouble(call.title, call.root), lock(call.lock, call.title):
         call.require_inputs()
@@ -185,6 +190,8 @@ class _Call:
     parts: Sequence[Path] = ()
     shard: Shard | None = None
     given: Path | None = None
+    ephemeral: bool = False
+    waits: str = ""
 
     def bind(self, data: str | Path, bindings: Mapping[str, str | Path]) -> None:
         unknown = set(bindings) - set(self.step.inputs) - set(self.step.outputs)
@@ -377,11 +384,11 @@ class _Call:
         move(self.work, part)
 
     def track(self) -> None:
-        """Tells MLflow, before anything is published: an output in its place is a recorded one.
+        """Tells MLflow, before anything is published: an output in its place is a recorded one, or its record waits.
 
         Telling it twice, as after a kill at the end of this, changes nothing there.
         """
-        from dualipo.tracking import Tracker
+        from dualipo.tracking.spool import Record, deliver
 
         inputs = {port: self._artifact(port, path) for port, path in self.inputs.items()}
         outputs = {
@@ -389,9 +396,8 @@ class _Call:
         }
         summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
         try:
-            tracker = Tracker(self.root, self.config)
-            commit = git_commit(self.root)
-            tracker.record(self.step, self.round, self.prev, inputs, outputs, summary, seconds, commit)
+            told = (self.step, self.round, self.prev, inputs, outputs, summary, seconds, git_commit(self.root))
+            self.waits = deliver(self.root, self.config, Record(*told), self.ephemeral)
         except Exception as error:
             if disk_full(error):
                 # gives the room back; a training resumes from its scratch folder.
@@ -402,7 +408,7 @@ class _Call:
                     f"{self.title}: done but not recorded: {error}; run it again, it only records"
                 ) from error
             raise
-        self.record["recorded"] = True
+        self.record["recorded"] = not self.waits
 
     def _artifact(self, port: str, location: Path) -> Artifact:
         from dualipo.tracking import Artifact
@@ -433,7 +439,8 @@ class _Call:
     def outcome(self, skipped: bool) -> Outcome:
         digests = {port: _as_digest(entry) for port, entry in self.record["outputs"].items()}
         summary, seconds = Summary.unpacked(self.record["summary"]), self.record["seconds"]
-        return Outcome(self.step.name, self.round, self.fingerprint, skipped, self.outputs, digests, summary, seconds)
+        told = (skipped, self.outputs, digests, summary, seconds, self.waits)
+        return Outcome(self.step.name, self.round, self.fingerprint, *told)
 
 
 def _rounds(step: Step, config: Config, round_name: str | None) -> tuple[str, str]:

@@ -74,3 +74,14 @@ def known_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from annotating import write_known
 
     return write_known(tmp_path_factory.mktemp("known") / "labels")
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes MLflow seconds, copying it none."""
+    from dualipo.config import Config
+    from dualipo.tracking import Tracker
+
+    root = tmp_path_factory.mktemp("empty")
+    Tracker(root, Config()).store.client.search_experiments()
+    return root / "mlflow.db"

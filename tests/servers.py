@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -246,3 +247,55 @@ def mlflow(objects: list[Object], where: dict[str, str], folder: Path) -> Iterat
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with _running(command, path | variables, folder, _answers(port, described)):
         yield f"http://{HERE}:{port}"
+
+
+@contextlib.contextmanager
+def bare_mlflow(folder: Path, port: int, artifacts: str) -> Iterator[str]:
+    """A tracking server on the database in `folder`, whose clients keep artifacts at `artifacts` themselves."""
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--no-serve-artifacts"]
+    command = [program("mlflow"), "server", *store, "--default-artifact-root", artifacts, "--workers", "1"]
+    variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    uri = f"http://{HERE}:{port}"
+    with _running(
+        [*command, "--host", HERE, "--port", str(port)],
+        variables,
+        folder,
+        lambda: urllib.request.urlopen(f"{uri}/health", timeout=5).close(),
+    ):
+        yield uri
+
+
+class Door:
+    """A port that leads to another one of this machine, while it is open; shut, it cuts every connection."""
+
+    def __init__(self, target: int):
+        [self.port] = free_ports(1)
+        self.target = target
+        self.sockets: list[socket.socket] = []
+        self.open()
+
+    def open(self) -> None:
+        listener = socket.create_server((HERE, self.port), reuse_port=False)
+        self.sockets = [listener]
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((HERE, self.target))
+                self.sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)

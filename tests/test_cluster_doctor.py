@@ -126,7 +126,7 @@ def test_an_experiment_without_a_grant_is_told(api, token, role):
     found = look(api, token, role=role, experiment="my-own")["experiment my-own"]
     assert (found.state, found.found) == (
         "missing",
-        "runs may not move the champion of my-own-critic and my-own-generator",
+        "runs may not move a champion, for want of my-own-critic, my-own-generator, my-own-history",
     )
     assert "runner.yaml" in found.advice
 

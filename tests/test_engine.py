@@ -454,7 +454,7 @@ class Recorder:
     recorded: list = []  # noqa: RUF012
     error: Exception | None = None
 
-    def __init__(self, root, config):
+    def __init__(self, root, config, known=False):
         pass
 
     def record(self, step, round_name, prev, inputs, outputs, summary, seconds, git_commit):
@@ -466,7 +466,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    monkeypatch.setattr("dualipo.tracking.Tracker", Recorder)
+    monkeypatch.setattr("dualipo.tracking.spool.Tracker", Recorder)
     monkeypatch.setattr(Recorder, "recorded", [])
     return Recorder
 
@@ -553,4 +553,9 @@ def test_a_step_reads_only_the_sections_it_declares(step, repository):
 
 def test_the_report_speaks_of_the_whole_configuration():
     # where a step runs changes nothing that it makes.
-    assert set(GRAPH["report"].sections) == set(Config.model_fields) - {"resources", "train_job"}
+    assert set(GRAPH["report"].sections) == set(Config.model_fields) - {
+        "promotion",
+        "tracking",
+        "resources",
+        "train_job",
+    }

@@ -286,9 +286,7 @@ def test_check_names_an_experiment_without_rights_to_its_models(repository, monk
     overlay = str(repository / "k8s/overlays/local")
     new = CliRunner().invoke(cli, ["cluster", "check", overlay, "--experiment", "my-own"])
     assert new.exit_code == 1
-    told = (
-        "Runs of experiment my-own may not move the champion of my-own-critic and my-own-generator; add its two models"
-    )
+    told = "may not move a champion, for want of my-own-critic, my-own-generator, my-own-history; add them to"
     assert told in new.output and "k8s/base/access/runner.yaml" in new.output and " 1 faults\n" in new.output
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(cli, ["cluster", "check", overlay]).exit_code == 0
@@ -311,7 +309,7 @@ def test_runs_may_move_the_champions_of_every_preset_and_of_nothing_else(reposit
     names = set()
     for preset in [None, *sorted((repository / "params").glob("*.yaml"))]:
         config = load_config(repository / "params.yaml", *([preset] if preset else []))
-        names |= {f"{config.experiment.name}-{kind}" for kind in MODELS}
+        names |= {f"{config.experiment.name}-{kind}" for kind in (*MODELS, "history")}
     granted = [
         rule["resourceNames"]
         for rule in one(rendered["gpu"], "Role", "dualipo-run")["rules"]

@@ -30,6 +30,7 @@ from dualipo.engine import plan
 from dualipo.errors import UserError
 from dualipo.pipeline.data import MEMBERS, fetch
 from dualipo.tracking import Tracker
+from dualipo.tracking.promotion import history, promote, rollback
 
 pytestmark = pytest.mark.skipif(bool(servers.lacking()), reason=servers.lacking())
 
@@ -154,7 +155,7 @@ def test_two_at_once_make_what_each_makes_alone(experiments):
 def test_each_has_its_own_runs_models_and_champion(services, experiments, account, tmp_path):
     client = account("dualipo-submitter")
     assert {found.name for found in client.search_experiments()} == {"Default", *SEEDS}
-    models = {f"{name}-{kind}" for name in SEEDS for kind in ("critic", "generator")}
+    models = {f"{name}-{kind}" for name in SEEDS for kind in ("critic", "generator", "history")}
     assert {found.name for found in client.search_registered_models()} == models
     assert set(services.postgres.ask("SELECT name FROM registered_models")) == models
     for name in SEEDS:
@@ -238,6 +239,23 @@ def test_a_submitter_reads_and_promotes_nothing(experiments, account):
         with pytest.raises(MlflowException, match="Permission denied"):
             change()
     assert client.get_model_version_by_alias("smoke-generator", "champion").version == "2"
+
+
+def test_a_promoter_moves_a_champion_and_a_submitter_does_not(experiments, account):
+    """With no right to write a run: evidence and moves are the registry's own."""
+    account("dualipo-promoter")
+    tracker = Tracker(experiments["smoke"].folder, experiments["smoke"].config)
+    critic = tracker.resolve("critic@champion").number
+    how = {"approve": True, "override": True, "reason": "a check"}
+    other = 3 - critic
+    assert promote(tracker, f"critic/{other}", "ann", **how).to == other
+    account("dualipo-submitter")
+    reader = Tracker(experiments["smoke"].folder, experiments["smoke"].config)
+    assert any(line.endswith("ann: a check") for line in history(reader, "critic"))
+    with pytest.raises(UserError, match="Permission denied"):
+        rollback(reader, "critic", "ben", "no")
+    account("dualipo-promoter")
+    assert rollback(Tracker(tracker.root, tracker.config), "critic", "ann", "done").to == critic
 
 
 def test_a_promoter_releases_and_a_run_does_not(experiments, account, tmp_path):

@@ -120,16 +120,6 @@ class Experiment:
                 self.record(step.name, name, prev)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """An empty MLflow database: making one takes MLflow seconds, copying it none."""
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    root = tmp_path_factory.mktemp("empty")
-    Tracker(root, parse_config({})).store.client.search_experiments()
-    return root / "mlflow.db"
-
-
 def experiment_in(root: Path, database: Path) -> Experiment:
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(database, root / "mlflow.db")

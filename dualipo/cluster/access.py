@@ -61,8 +61,9 @@ RELEASED = "release-generator"
 
 
 def champions(experiment: str) -> list[Act]:
-    """What runs of an experiment must be allowed, to move the champions of its own two models."""
-    return [Act("update", "registeredmodels", REGISTRY, f"{experiment}-{kind}") for kind in ("critic", "generator")]
+    """What runs of an experiment must be allowed, to move the champions of its own two models and to note each move."""
+    names = [f"{experiment}-{name}" for name in ("critic", "generator", "history")]
+    return [Act("update", "registeredmodels", REGISTRY, name) for name in names]
 
 
 NEEDED: dict[str, list[Act]] = {

@@ -171,7 +171,7 @@ def _experiment(api: client.ApiClient, where: Where) -> Iterator[Finding]:
             allowed = bool(answer.status.allowed)
         lacking += [] if allowed else [act.name]
     if lacking:
-        yield Finding(name, "missing", f"runs may not move the champion of {' and '.join(lacking)}", GRANT)
+        yield Finding(name, "missing", f"runs may not move a champion, for want of {', '.join(lacking)}", GRANT)
     else:
         yield Finding(name, "ok", "runs may move its champions")
 

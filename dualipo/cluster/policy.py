@@ -16,7 +16,7 @@ TOKEN_LABEL = "dualipo.io/calls-api-server"
 """Pods that bear it mount a token, and no others; the NetworkPolicy of that name lets them reach the API server."""
 SECRETS = ("dualipo-s3", "dualipo-mlflow-db")
 """What people make before the first `kubectl apply` (docs/cluster.md)."""
-GRANT = "add its two models to resourceNames in k8s/base/access/runner.yaml and apply the overlay"
+GRANT = "add them to resourceNames in k8s/base/access/runner.yaml and apply the overlay"
 """What a new experiment.name needs."""
 FOREIGN_LABELS = ("workflows.argoproj.io/workflow", "jobset.sigs.k8s.io/jobset-name")
 """Labels of pods that others make: Argo's and JobSet's."""
@@ -171,7 +171,7 @@ def experiment_granted(objects: list[Object], experiment: str) -> Iterator[str]:
     """Not among RULES: which experiments are run is not in the manifests."""
     lacking = [act.name for act in champions(experiment) if not may(objects, "dualipo-runner", act)]
     if lacking:
-        yield f"Runs of experiment {experiment} may not move the champion of {' and '.join(lacking)}; {GRANT}."
+        yield f"Runs of experiment {experiment} may not move a champion, for want of {', '.join(lacking)}; {GRANT}."
 
 
 def people_accounts_run_no_pods(objects: list[Object]) -> Iterator[str]:

@@ -41,7 +41,7 @@ def call(name: str, values: Mapping[str, Any]) -> None:
     step, config = GRAPH[name], _config(values)
     parts = [Path(part.path) for part in values.get("parts") or ()]
     with _folder(step, values, config) as root:
-        outcome = execute(step, config, root, values.get("round_name"), parts=parts)
+        outcome = execute(step, config, root, values.get("round_name"), parts=parts, ephemeral=True)
         for port, path in outcome.outputs.items():
             artifact = values[port]
             remove(artifact.path)  # of an attempt before this one
@@ -139,4 +139,6 @@ def _publish(run_id: str, index: Mapping[str, Entry], config: Config) -> None:
 
     if not run_id:
         raise UserError("a pipeline's run has no id; pass run_id")
-    Tracker(tempfile.gettempdir(), config).log_index(run_id, {path: asdict(entry) for path, entry in index.items()})
+    Tracker(tempfile.gettempdir(), config, known=True).log_index(
+        run_id, {path: asdict(entry) for path, entry in index.items()}
+    )

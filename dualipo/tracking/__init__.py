@@ -5,7 +5,7 @@ recorded from separate processes and machines. docs/lineage.md lists the tags.
 """
 
 from dualipo.tracking.entries import Artifact, Link, StepRun, Version
-from dualipo.tracking.store import tracking_uri
+from dualipo.tracking.store import Unreachable, tracking_uri
 from dualipo.tracking.tracker import Tracker
 
-__all__ = ["Artifact", "Link", "StepRun", "Tracker", "Version", "tracking_uri"]
+__all__ = ["Artifact", "Link", "StepRun", "Tracker", "Unreachable", "Version", "tracking_uri"]

@@ -11,6 +11,8 @@ from dualipo.steps import Kind
 
 MODELS = ("critic", "generator", "reward")
 """Kinds of artifacts that are registered as model versions."""
+KEPT = ("gate", "scores", "page")
+"""Kinds of artifacts that are kept with the run."""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
+from dualipo.artifacts import digest
 from dualipo.errors import UserError
 from dualipo.tracking.entries import MODELS, Artifact, Version
-from dualipo.tracking.store import PREFIX, Store, flatten, pages
+from dualipo.tracking.evidence import Evidence, read
+from dualipo.tracking.history import History, Kind, Line, Move
+from dualipo.tracking.store import PREFIX, Store, flatten, now, pages
 
 CHAMPION, PREVIOUS = "champion", "previous"
+PROMOTED, AWAITING = "promoted", "awaiting approval"
 _MODEL_VERSIONS = "mlflow.modelVersions"
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/:]+)(?:@(?P<alias>[^@/:]+)|[/:](?P<number>\d+))?")
 
@@ -20,6 +27,7 @@ _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/:]+)(?:@(?P<alias>[^@/:]+)|[
 class Registry:
     def __init__(self, store: Store):
         self.store = store
+        self.history = History(store)
 
     def versions(self, model: str) -> list[Version]:
         """All versions of a registered model, oldest first; none where it is not registered."""
@@ -88,8 +96,7 @@ class Registry:
     def _new_version(self, model: str, artifact: Artifact, run_id: str, tags: dict[str, str]) -> Version:
         logged = self._logged_model(model, artifact, run_id, tags)
         client = self.store.client
-        if not client.search_registered_models(f"name = '{model}'"):
-            self._create_model(model)
+        self.store.create_registered_model(model)
         tags["model_id"] = logged.model_id
         prefixed = {PREFIX + key: value for key, value in tags.items()}
         # The location rather than models:/<id>: MLflow looks the latter up at the process-wide tracking URI.
@@ -116,15 +123,6 @@ class Registry:
         if logged.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
         return logged
-
-    def _create_model(self, model: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.store.client.create_registered_model(model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
 
     def set_tags(self, version: Version, tags: Mapping[str, str | None]) -> None:
         """None removes a tag."""
@@ -158,14 +156,118 @@ class Registry:
         self.set_tags(version, {**means, "scores": json.dumps(shown, sort_keys=True)})
         return set(numbers)
 
-    def crown(self, version: Version) -> None:
-        """Makes `version` the champion, and a champion of other number the previous one."""
-        former = self.champion(version.name)
-        if former and former.number == version.number:
-            return
-        if former:
-            self.store.client.set_registered_model_alias(version.name, PREVIOUS, str(former.number))
-        self.store.client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+    # ---- the champion
+
+    def crown(
+        self,
+        version: Version,
+        kind: Kind,
+        by: str,
+        reason: str,
+        key: str,
+        evidence: Evidence | None = None,
+        expected: int | None = None,
+    ) -> Move | None:
+        """Makes `version` the champion, and the champion before it the previous one; None where it is that already.
+
+        Its evidence comes first: `evidence`, now signed by whoever moves it, else what it bears. The move `key` happens
+        once, however often it is asked for. `expected` is the number of the model's move that the mover had looked at
+        (`Line.last`): where another came after it, UserError says so and nothing happens; without it the mover wants
+        the version to be champion whatever came. Raises UserError where the version's bytes are not what it was
+        registered with, or its evidence is missing or was changed.
+        """
+        at = now()
+        while True:
+            line = self.repair(version.name)
+            done = line.find(key)
+            if not done and expected not in (None, line.last):
+                raise UserError(_outrun(line, expected))
+            if done or line.champion == version.number:
+                return done
+            if evidence:
+                self.attach(version, evidence.signed(kind, by, reason, at))
+                version = self._again(version)
+            before = next((move.evidence for move in line.moves[::-1] if move.to == version.number), "")
+            held = self.vouch(version, "" if evidence else before)
+            former = line.champion if line.moves else self._number(version.name, CHAMPION)
+            wanted = Move(version.name, kind, former, version.number, by, reason, at, held.digest, key)
+            if self.history.append(wanted, line):
+                return self.repair(version.name).find(key)
+
+    def restore(self, version: Version, by: str, reason: str, key: str, expected: int | None = None) -> Move | None:
+        """Makes a version champion again that was champion before, as a rollback: the next one goes back from there.
+
+        None where it is champion. Raises UserError as `crown`, and where it never was champion.
+        """
+        line = self.history.line(version.name)
+        if expected in (None, line.last) and version.number not in line.champions:
+            raise UserError(f"{version.label}: it never was champion, or was rolled back; use `dualipo promote`")
+        return self.crown(version, "rollback", by, reason, key, expected=expected)
+
+    def attach(self, version: Version, evidence: Evidence) -> None:
+        """Keeps evidence on the version; what it bears already stays."""
+        self.set_tags(version, evidence.tags())
+
+    def vouch(self, version: Version, evidence: str = "") -> Evidence:
+        """The version's evidence, the newest or that of a digest, once MLflow hands out the bytes that it speaks of.
+
+        Raises UserError where there is none, it was changed, or the bytes are others.
+        """
+        held = read(version, evidence)
+        with tempfile.TemporaryDirectory() as folder:
+            found = digest(self._bytes(version, Path(folder))).md5
+        if found != held.md5:
+            raise UserError(
+                f"{version.label}: MLflow hands out other bytes ({found[:8]}) than were registered ({held.md5[:8]}); "
+                "bring its artifacts back, then promote it"
+            )
+        return held
+
+    def repair(self, model: str) -> Line:
+        """Lets aliases and statuses follow the model's moves, as far as a mover that was killed did not; the moves."""
+        line = self.history.line(model)
+        while line.moves:
+            self._follow(line)
+            again = self.history.line(model)
+            if again.last == line.last:
+                break
+            line = again  # another mover came, who may have set the aliases before this one did
+        return line
+
+    def _follow(self, line: Line) -> None:
+        move = line.moves[-1]
+        versions = {version.number: version for version in self.versions(line.model)}
+        if move.to not in versions:
+            raise UserError(f"{line.model}/{move.to}: the champion was deleted from MLflow; bring its backup back")
+        signed = {} if move.kind == "base" else {"promoted_by": move.by, "promoted_reason": move.reason}
+        wanted: dict[int, dict[str, str | None]] = {move.to: {"status": PROMOTED, "reason": None, **signed}}
+        if move.kind == "rollback" and move.former in versions:
+            wanted[move.former] = {"status": "rolled back", "reason": move.reason}
+        for number, tags in wanted.items():
+            if versions[number].tags.get("status") == "base":
+                del tags["status"]  # stays the base model, whatever comes of it
+            differ = {key: value for key, value in tags.items() if versions[number].tags.get(key) != value}
+            self.set_tags(versions[number], differ)
+        # previous first: whoever is killed in between leaves a champion all the same.
+        for alias, number in ((PREVIOUS, line.previous), (CHAMPION, line.champion)):
+            holder = next((version.number for version in versions.values() if alias in version.aliases), None)
+            if number is not None and holder != number:
+                self.store.client.set_registered_model_alias(line.model, alias, str(number))
+            elif number is None and holder is not None:
+                self.store.client.delete_registered_model_alias(line.model, alias)
+
+    def _again(self, version: Version) -> Version:
+        return next(found for found in self.versions(version.name) if found.number == version.number)
+
+    def _number(self, model: str, alias: str) -> int | None:
+        return next((version.number for version in self.versions(model) if alias in version.aliases), None)
+
+    def _bytes(self, version: Version, folder: Path) -> Path:
+        """The version's files: where they lie if that is a folder here, else downloaded to `folder`."""
+        with self.store.errors():
+            location = self.store.client.get_model_version_download_uri(version.name, str(version.number))
+        here = Path(url2pathname(urlparse(location).path)) if location.startswith("file:") else Path(location)
+        return here if here.is_absolute() and here.is_dir() else self.download(version, folder)
 
     def download(self, version: Version, target: Path) -> Path:
         """Copies the version's files into the folder `target`; returns it."""
@@ -174,6 +276,15 @@ class Registry:
         with self.store.errors():
             location = self.store.client.get_model_version_download_uri(version.name, str(version.number))
             return Path(download_artifacts(location, dst_path=str(target), tracking_uri=self.store.uri))
+
+
+def _outrun(line: Line, expected: int | None) -> str:
+    seen = next((move.to for move in line.moves if move.number == expected), None)
+    before = "none" if seen is None else f"v{seen}"
+    return (
+        f"the champion of {line.model} changed meanwhile from {before} to v{line.champion} "
+        f"(by {line.moves[-1].by}); look again: `dualipo history`"
+    )
 
 
 def _version(entry: Any, aliases: Mapping[str, Any]) -> Version:

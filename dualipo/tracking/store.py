@@ -8,18 +8,27 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dualipo.errors import UserError
+from dualipo.runtime import disk_full
 from dualipo.tracking.entries import Artifact, Link, StepRun
 
+T = TypeVar("T")
 PREFIX = "dualipo."
 _PARENT = "mlflow.parentRunId"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+"""What MLflow says of itself, or of a database or an artifact store behind it, that may be well again soon."""
+_LONGEST_PAUSE = 15.0
+_SPEAKERS = ("mlflow", "requests", "urllib3", "boto3", "botocore")
+"""Packages whose exceptions speak of MLflow and its stores."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -37,12 +46,22 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Store:
-    """One MLflow experiment. Nothing is contacted before it is needed, and nothing is created by reading."""
+class Unreachable(UserError):
+    """MLflow, or the artifact store behind it, does not answer or is not well: the same may succeed later."""
 
-    def __init__(self, root: Path, experiment: str):
+
+class Store:
+    """One MLflow experiment. Nothing is contacted before it is needed, and nothing is created by reading.
+
+    `patience`: seconds for which `patiently` goes on trying; `known`: MLflow at this address has answered before.
+    """
+
+    def __init__(self, root: Path, experiment: str, patience: float = 0, known: bool = False):
         self.root = root.resolve()
         self.experiment = experiment
+        self.patience = patience
+        self.answered = known
+        """Whether anything ever answered at `uri`; where not, that may be a wrong address."""
         self.uri = tracking_uri(self.root)
         database = re.fullmatch(r"sqlite:///(.+)", self.uri)
         self.home = Path(database[1]).resolve().parent if database else self.root
@@ -62,7 +81,9 @@ class Store:
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         with self.errors():
-            return MlflowClient(self.uri)
+            client = MlflowClient(self.uri)
+        self.answered = True
+        return client
 
     @property
     def remote(self) -> bool:
@@ -70,16 +91,23 @@ class Store:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turns MLflow's exceptions into UserError."""
+        """Turns exceptions of MLflow and of the network under it into UserError, Unreachable where waiting may help."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
-        except MlflowException as error:
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _SPEAKERS:
+                raise
             said = f"MLflow at {self.uri}: {' '.join(str(error).split())}"
             # whoever guards a server answers in words of its own, which the client takes for an internal error.
             if "PERMISSION_DENIED" in said:
                 said += f"; on a cluster the experiment {self.experiment!r} needs rights to its models: docs/cluster.md"
+            # of two who make the next version of a model at once, one is refused so.
+            outrun = "IntegrityError" in said
+            transient = isinstance(error, MlflowException) and (outrun or error.error_code in _TRANSIENT)
+            if (transient or _of_network(error)) and "PERMISSION_DENIED" not in said and not disk_full(error):
+                raise Unreachable(said) from error
             raise UserError(said) from error
 
     @contextlib.contextmanager
@@ -89,8 +117,35 @@ class Store:
 
         lock = self.home / ".dualipo" / "tracking.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock), self.errors():
+        with FileLock(lock), _unrepeated(), self.errors():
             yield
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Calls what may be cut off anywhere and called again, until it gets through, with growing pauses.
+
+        Raises the last Unreachable once `patience` is over, and at once where nothing has ever answered.
+        """
+        end, pause = time.monotonic() + self.patience, 0.5
+        while True:
+            try:
+                return call()
+            except Unreachable:
+                if not self.answered or time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def create_registered_model(self, name: str) -> None:
+        """Makes it if need be."""
+        from mlflow.exceptions import MlflowException
+
+        if self.client.search_registered_models(f"name = '{name}'"):
+            return
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     @cached_property
     def experiment_id(self) -> str | None:
@@ -278,6 +333,47 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
+@contextlib.contextmanager
+def _unrepeated() -> Iterator[None]:
+    """Keeps MLflow from sending a request again whose answer was lost: what was to be made might be made twice.
+
+    Who is cut off looks first at what there is, and goes on from there.
+    """
+    before = os.environ.get(_RETRIES)
+    os.environ[_RETRIES] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_RETRIES]
+        else:
+            os.environ[_RETRIES] = before
+
+
+def _of_network(error: BaseException | None) -> bool:
+    """Whether a server could not be reached or broke down. Libraries wrap one another's errors: causes count too."""
+    import requests
+    import urllib3
+
+    kinds: tuple[type[BaseException], ...] = (
+        requests.exceptions.ConnectionError,
+        requests.exceptions.Timeout,
+        urllib3.exceptions.HTTPError,
+    )
+    botocore = sys.modules.get("botocore.exceptions")
+    if botocore:
+        kinds += (botocore.ConnectionError, botocore.HTTPClientError)
+    while error is not None:
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", 0)
+        if isinstance(response, Mapping):  # botocore's
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if isinstance(error, kinds) or status >= 500:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _must_answer(uri: str) -> None:
     """MLflow itself retries for minutes; a wrong address should be told at once."""
     import requests
@@ -288,6 +384,6 @@ def _must_answer(uri: str) -> None:
         return  # reachable: MLflow's own settings say what to trust
     except requests.exceptions.RequestException as error:
         reason = type(error).__name__
-        raise UserError(
+        raise Unreachable(
             f"MLFLOW_TRACKING_URI={uri}: the MLflow server does not answer ({reason}); start it or unset the variable"
         ) from None

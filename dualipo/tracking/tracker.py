@@ -13,16 +13,18 @@ from dualipo.artifacts import read_json
 from dualipo.config import Config, config_json
 from dualipo.errors import UserError
 from dualipo.steps import BASE, Step, Summary, steps_of
-from dualipo.tracking.entries import MODELS, Artifact, StepRun, Version
-from dualipo.tracking.registry import Registry
+from dualipo.tracking.entries import KEPT, MODELS, Artifact, StepRun, Version
+from dualipo.tracking.evidence import EVIDENCE, Evidence, gather
+from dualipo.tracking.history import Kind
+from dualipo.tracking.registry import AWAITING, Registry
 from dualipo.tracking.store import PREFIX, Store, flatten, now
 
 _DATASETS = ("data", "clips", "dataset")
-_KEPT = ("gate", "scores", "page")
 _SCORED = {"agreement": ("critic", "test_labels"), "scores": ("generator", "benchmark")}
 """Output port of a score -> the kind of model it speaks of, and the input port of the data it was measured on."""
-_DECISION = "decision"
+DECISION = "decision"
 _BASELINES = "baselines"
+_AS_IT_CAME = {"promoted": True, "reasons": ["the base model, as it came"]}
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,16 @@ class _Record:
 class Tracker:
     """Records the steps of one experiment, and reads them back.
 
-    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. Every method raises
-    UserError where MLflow refuses or does not answer.
+    `MLFLOW_TRACKING_URI` says where; without it SQLite in `root`, artifacts in `root`/mlartifacts. `known`: that place
+    has answered before, so what is recorded is worth waiting for. Every method raises UserError where MLflow refuses or
+    does not answer.
     """
 
-    def __init__(self, root: str | Path, config: Config):
+    def __init__(self, root: str | Path, config: Config, known: bool = False):
         self.root = Path(root).resolve()
         self.config = config
         self.config_digest = config.digest()
-        self.store = Store(self.root, config.experiment.name)
+        self.store = Store(self.root, config.experiment.name, config.tracking.patience, known)
         self.registry = Registry(self.store)
 
     @property
@@ -78,12 +81,32 @@ class Tracker:
             return runs
         return [run for run in runs if any(link.md5 == output_md5 for link in run.outputs.values())]
 
+    def read_artifact(self, run_id: str, path: str) -> str | None:
+        """A text file that a run keeps; None where the run has none of that name."""
+        from mlflow.artifacts import load_text
+        from mlflow.exceptions import MlflowException
+
+        with self.store.errors():
+            folder, _, _ = path.rpartition("/")
+            try:
+                if path not in {item.path for item in self.store.client.list_artifacts(run_id, folder or None)}:
+                    return None
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+            return load_text(f"{self.store.client.get_run(run_id).info.artifact_uri}/{path}")
+
     def log_index(self, pipeline_run: str, index: Mapping[str, Any]) -> None:
         """Keeps where the artifacts of a pipeline's run lie, on the experiment's run; a later index replaces it."""
-        with self.store.writing():
-            experiment, _ = self._parents(steps_of("run")[0], "run", now())
-            self.store.client.log_dict(experiment, dict(index), f"pipeline/{pipeline_run}.json")
-            self.store.set_tags(experiment, {f"{PREFIX}pipeline.{pipeline_run}": "index"})
+
+        def log() -> None:
+            with self.store.writing():
+                experiment, _ = self._parents(steps_of("run")[0], "run", now())
+                self.store.client.log_dict(experiment, dict(index), f"pipeline/{pipeline_run}.json")
+                self.store.set_tags(experiment, {f"{PREFIX}pipeline.{pipeline_run}": "index"})
+
+        self.store.patiently(log)
 
     def read_index(self, pipeline_run: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `log_index` kept of a pipeline's run, and the configuration it ran with."""
@@ -110,18 +133,34 @@ class Tracker:
         summary: Summary,
         seconds: float,
         git_commit: str | None,
+        ended: int | None = None,
     ) -> str:
-        """Records a finished step; returns its run's id.
+        """Records a step that finished at `ended` (milliseconds since the epoch; None: now); returns its run's id.
 
         Recording the same step of the same configuration with the same inputs and outputs again changes nothing; a
-        recording that was cut off is completed.
+        recording that was cut off is completed, which is tried for `tracking.patience` seconds.
         """
-        end = now()
+        end = ended or now()
+        what = (step, round_name, prev, inputs, outputs, summary, seconds, git_commit, end)
+        return self.store.patiently(lambda: self._record(*what))
+
+    def _record(
+        self,
+        step: Step,
+        round_name: str,
+        prev: str,
+        inputs: dict[str, Artifact],
+        outputs: dict[str, Artifact],
+        summary: Summary,
+        seconds: float,
+        git_commit: str | None,
+        end: int,
+    ) -> str:
         started = end - round(seconds * 1000)
         with self.store.writing():
             experiment, parent = self._parents(step, round_name, started)
             key = {"level": "step", "step": step.name, "round": round_name, "config_digest": self.config_digest}
-            key["record"] = _record_key(inputs, outputs)
+            key["record"] = record_key(inputs, outputs)
             more = {f"{PREFIX}prev": prev, "mlflow.source.name": f"dualipo {step.name}", "mlflow.source.type": "LOCAL"}
             if git_commit:
                 more["mlflow.source.git.commit"] = git_commit
@@ -131,7 +170,7 @@ class Tracker:
                 return run_id
             record = _Record(step, round_name, inputs, outputs, git_commit, run_id, run.info.start_time)
             self._log_links(record)
-            scored = self._promote(record) if _DECISION in outputs else self._register(record)
+            scored = self._promote(record) if DECISION in outputs else self._register(record)
             self._log_summary(record, {"seconds": seconds, **summary.metrics}, scored, summary)
             self._log_headline(record, experiment)
             self.store.client.set_terminated(run_id, "FINISHED", end)
@@ -156,6 +195,8 @@ class Tracker:
 
     def _log_links(self, record: _Record) -> None:
         """Parameters, configuration, and every input and output with its md5."""
+        from dualipo.evaluation.suites import CLIP_SCORES
+
         run_id = record.run_id
         sections = {name: self.config.identity(name) for name in record.step.sections}
         params = {f"{section}.{key}": value for section, content in sections.items() for key, value in content.items()}
@@ -168,21 +209,25 @@ class Tracker:
             self.store.log_datasets(run_id, direction, datasets)
         self.store.set_tags(run_id, tags)
         for port, artifact in record.outputs.items():
-            if artifact.kind in _KEPT:
+            if artifact.kind in KEPT:
                 name = port if artifact.location.is_dir() else Path(artifact.path).name
                 self.store.log_file(run_id, artifact.location, f"outputs/{name}")
+            elif artifact.kind == "clips" and (artifact.location / CLIP_SCORES).is_file():
+                self.store.log_file(run_id, artifact.location / CLIP_SCORES, f"outputs/{port}/{CLIP_SCORES}")
 
     def _log_summary(self, record: _Record, metrics: dict[str, float], scored: set[str], summary: Summary) -> None:
         single = {key: [(0, value)] for key, value in metrics.items() if key not in scored}
         curves = {f"curves/{key}": values for key, values in summary.curves.items()}
         self.store.log_metrics(record.run_id, single | curves, record.started)
         for name, picture in summary.pictures.items():
+            if not Path(picture).exists():
+                continue  # recorded long after it was made: scratch folders are gone
             self.store.log_file(record.run_id, Path(picture), f"pictures/{name}{Path(picture).suffix}")
         self.store.set_tags(record.run_id, summary.tags)
 
     def _log_headline(self, record: _Record, experiment: str) -> None:
         """The scores of what goes on to the next round, as curves over rounds on the experiment's run."""
-        if record.step.scope != "base" and _DECISION not in record.outputs:
+        if record.step.scope != "base" and DECISION not in record.outputs:
             return
         number = 0 if record.round == BASE else list(self.config.rounds).index(record.round) + 1
         for port in _SCORED.keys() & record.outputs.keys():
@@ -194,11 +239,11 @@ class Tracker:
     def _register(self, record: _Record) -> set[str]:
         """Registers the models the step made and scores the one it measured; returns the keys of the scores logged."""
         base = record.step.scope == "base"
-        for artifact in record.outputs.values():
-            if artifact.is_version:
-                made = self._new_version(record, artifact, "base" if base else "candidate")
-                if base:
-                    self.registry.crown(made)
+        made = [
+            self._new_version(record, artifact, "base" if base else "candidate")
+            for artifact in record.outputs.values()
+            if artifact.is_version
+        ]
         logged: set[str] = set()
         for port in _SCORED.keys() & record.outputs.keys():
             kind, data = _SCORED[port]
@@ -212,11 +257,14 @@ class Tracker:
                 version, dataset = self._version(record, record.inputs["reward"]), record.inputs["test_labels"]
                 more = (record.run_id, record.started, dataset, "videoreward.")
                 logged |= self.registry.attach_scores(version, observed, *more)
+        if base:
+            for version in made:
+                self._crown(record, version, "base", _AS_IT_CAME)
         return logged
 
     def _promote(self, record: _Record) -> set[str]:
-        """Moves the aliases and marks the candidate, as the step's decision says."""
-        made, decision = record.inputs["candidate"], record.outputs[_DECISION]
+        """Marks the candidate as the step's decision says, keeps the evidence, and moves the champion."""
+        made, decision = record.inputs["candidate"], record.outputs[DECISION]
         passed_on = next(artifact for artifact in record.outputs.values() if artifact.kind in MODELS)
         same = passed_on.digest.md5 == made.digest.md5
         candidate = self._version(record, made)
@@ -226,15 +274,35 @@ class Tracker:
                 raise UserError(
                     f"{decision.path}: says promoted, yet {passed_on.path} is not {made.path}; run the step again"
                 )
-            self.registry.set_tags(candidate, {"status": "promoted", "reason": None})
-            self.registry.crown(candidate)
+            self._crown(record, candidate, "promote", verdict)
             return set()
         reason = "; ".join(verdict["reasons"]) or "no reason given"
+        self.registry.repair(candidate.name)
+        self.registry.attach(candidate, self._evidence(record, candidate, verdict))
         self.registry.set_tags(candidate, {"status": "rejected", "reason": reason})
         champion = self.registry.champion(candidate.name)
         if champion is None or champion.md5 != passed_on.digest.md5:
-            self.registry.crown(self._version(record, passed_on, without=None if same else candidate))
+            incumbent = self._version(record, passed_on, without=None if same else candidate)
+            self._crown(record, incumbent, "keep", {**verdict, "reasons": [f"its candidate was rejected: {reason}"]})
         return set()
+
+    def _crown(self, record: _Record, version: Version, kind: Kind, decision: Mapping[str, Any]) -> None:
+        """Makes the version champion, or lets it wait for a person where `promotion.require_approval` says so."""
+        evidence = self._evidence(record, version, decision) if kind != "keep" or EVIDENCE not in version.tags else None
+        by = record.step.name if record.step.scope == "base" else f"{record.step.name}, round {record.round}"
+        reason = "; ".join(decision["reasons"]) or "no reason given"
+        if not self.config.promotion.require_approval or self.registry.champion(version.name) is None:
+            self.registry.crown(version, kind, by, reason, record.run_id, evidence)
+            return
+        if evidence:
+            self.registry.attach(version, evidence)
+        if kind == "promote":
+            self.registry.set_tags(version, {"status": AWAITING, "reason": None})
+
+    def _evidence(self, record: _Record, version: Version, decision: Mapping[str, Any]) -> Evidence:
+        run = {"run_id": record.run_id, "step": record.step.name, "round": record.round, "time": record.started}
+        run |= {"config_digest": self.config_digest, "git_commit": record.git_commit or "unknown"}
+        return gather(version, decision, record.inputs, record.outputs, run)
 
     def _version(self, record: _Record, artifact: Artifact, without: Version | None = None) -> Version:
         """The version that holds the artifact; registered now where the step that made it was recorded elsewhere."""
@@ -254,6 +322,6 @@ class Tracker:
         return self.registry.register(self.model_name(artifact.kind), artifact, record.run_id, tags)
 
 
-def _record_key(inputs: Mapping[str, Artifact], outputs: Mapping[str, Artifact]) -> str:
+def record_key(inputs: Mapping[str, Artifact], outputs: Mapping[str, Artifact]) -> str:
     content = [{port: [a.path, a.digest.md5] for port, a in artifacts.items()} for artifacts in (inputs, outputs)]
     return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()
