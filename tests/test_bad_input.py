@@ -170,7 +170,7 @@ DAMAGES = {
     ),
     "test prompts among the seed labels": (
         copy_prompts_of_the_test,
-        r"data/test: prompt '.*' also stands in data/seed; the human test set must be apart",
+        r"data/seed: prompt '.*' also stands in the human test set, which must be apart from everything",
     ),
     "no generator": (
         lambda data: shutil.rmtree(data / "generator"),
