@@ -28,6 +28,7 @@ from dualipo.evaluation.vbench.prompts import official, official_texts
 from dualipo.evaluation.vbench.resampling import by_prompt_rows, by_prompt_table, intervals, paired_total
 from dualipo.evaluation.vbench.results import read_results
 from dualipo.evaluation.vbench.suite import write_archive
+from dualipo.heldout import hold_out, require_apart
 from dualipo.media.store import ClipStore, read_bytes
 from dualipo.steps import GIVEN, GRAPH
 from dualipo.steps.prompts import held_out_texts
@@ -369,7 +370,6 @@ import json, sys
 from pathlib import Path
 from dualipo.config import parse_config
 from dualipo.evaluation.suites import open_suite
-from dualipo.heldout import hold_out, require_apart
 
 section, benchmark, clips, work = sys.argv[1:]
 suite = open_suite(parse_config({"evaluate": json.loads(section)}), Path(benchmark))

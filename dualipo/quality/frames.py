@@ -154,7 +154,7 @@ def health_frame(
 
     `vote_entropy_<kind>` (`profile.vote_entropy`; left out where every question got one vote: then nothing voted),
     `kept_share_<kind>`, `certainty_spread_<kind>`, the distance between the certainties' 10 and 90 percent quantiles,
-    `drift_rating_<dimension>` and `drift_choice_<dimension>` of `profile.drift`, `duplicate_clips` of `duplicate_share`.
+    `drift_rating_<dimension>` and `drift_choice_<dimension>` of `profile.drift`, and `duplicate_clips`, as given.
     """
     row: dict[str, float | None] = {}
     for kind, labels in (("ratings", ratings), ("choices", choices)):
