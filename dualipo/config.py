@@ -146,6 +146,9 @@ class CheckLabels(Section):
     """Least share of labels of each kind that the swap and the certainty filter leave."""
     max_kept_share: Share = 0.95
     """The same from above; not asked where `label.filter_by_certainty` is off."""
+    min_choices_follow_ratings: Share = 0.45
+    """Least share of choices for a clip that the critic also rates higher; 0.5 is chance. Not asked where no pair of
+    rated clips was decided."""
     min_coverage: NonNegative = 0.25
     """Least share that a prompt category's value has among the kept labels, as a part of its target share."""
     max_duplicate_clips: Share = 0.01

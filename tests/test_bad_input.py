@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import MODELS, shrink
 
 from dualipo import cli
 from dualipo.config import load_config
 from dualipo.records import Prompt, write_rows
+from dualipo.world.shrink import MODELS, shrink
 
 DUALIPO = Path(sys.executable).with_name("dualipo")
 

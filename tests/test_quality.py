@@ -474,6 +474,13 @@ POISONED = {
         lambda: health(accepted=profile_labels("round 1", *both_altered(verdict=lambda row: ALWAYS[row.dimension]))),
         {(MAX, f"drift_{name}") for name in QUESTIONS},
     ),
+    "health_turned": (
+        "health",
+        lambda: health(
+            choices=[make_choice(i, "a", "a", clip_a=f"c{4 * i + 2}", clip_b=f"c{4 * i}") for i in range(9)]
+        ),
+        {(MIN, "choices_follow_ratings"), (MAX, "kept_share_choices")},
+    ),
     "health_copies": ("health", lambda: health(copies=0.05), {(MAX, "duplicate_clips")}),
     # Hard prompts, and dark scenes, are where nothing was kept.
     "coverage_easy": (
@@ -669,6 +676,19 @@ def test_vote_entropy_by_hand():
     expected = 6 / 9 * two + 2 / 9 * math.log(3)
     assert vote_entropy([{"good": 2, "bad": 1, "normal": 0}]) == pytest.approx(two / expected)
     assert vote_entropy([{"good": 1, "invalid": 3}]) is None and vote_entropy([]) is None
+
+
+def test_choices_follow_ratings_by_hand():
+    ratings = make_ratings()  # clip c0 good, c1 normal by 3 of 4 votes, c2 bad, c3 good by 3 of 4 votes
+    rows = [
+        make_choice(0, "a", "a", clip_b="c1"),  # follows
+        make_choice(1, "b", "b", clip_b="c2"),  # does not
+        make_choice(0, "b", "a", clip_b="c4"),  # equal ratings, whatever is kept
+        make_choice(2, "tie", "tie", clip_b="c3"),  # takes no part
+        make_choice(0, "a", "a"),  # d0 was not rated
+    ]
+    assert frames.choices_follow_ratings(ratings, rows) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert frames.choices_follow_ratings(ratings, rows[3:]) is None
 
 
 def test_drift_by_hand():

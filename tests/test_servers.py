@@ -19,7 +19,6 @@ from cluster_api import ClusterApi
 from mlflow import MlflowClient, MlflowException
 from projects import Project, Run, begin
 from serving import kubeconfig, serving
-from small import shrink
 from warm import Warm
 
 from dualipo.artifacts import digest
@@ -30,6 +29,7 @@ from dualipo.engine import plan
 from dualipo.errors import UserError
 from dualipo.pipeline.data import MEMBERS, fetch
 from dualipo.tracking import Tracker
+from dualipo.world.shrink import shrink
 
 pytestmark = pytest.mark.skipif(bool(servers.lacking()), reason=servers.lacking())
 

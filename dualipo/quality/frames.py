@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import entropy
 
-from dualipo.critic.voting import Kind, majority, parse_verdict
+from dualipo.critic.voting import Kind, expected_rating, majority, parse_verdict
 from dualipo.errors import UserError
 from dualipo.quality.evidence import Agreement
 from dualipo.quality.profile import vote_entropy
@@ -154,6 +154,7 @@ def health_frame(
 
     `vote_entropy_<kind>` (`profile.vote_entropy`; left out where every question got one vote: then nothing voted),
     `kept_share_<kind>`, `certainty_spread_<kind>`, the distance between the certainties' 10 and 90 percent quantiles,
+    `choices_follow_ratings` (left out where no pair of rated clips was decided),
     `drift_rating_<dimension>` and `drift_choice_<dimension>` of `profile.drift`, and `duplicate_clips`, as given.
     """
     row: dict[str, float | None] = {}
@@ -163,8 +164,27 @@ def health_frame(
         row[f"kept_share_{kind}"] = share(sum(label.kept for label in labels), len(labels))
         low, high = np.quantile([label.certainty for label in labels], [0.1, 0.9]) if labels else (None, None)
         row[f"certainty_spread_{kind}"] = None if low is None else float(high - low)
+    if (followed := choices_follow_ratings(ratings, choices)) is not None:
+        row["choices_follow_ratings"] = followed
     row |= {f"drift_{topic.replace('/', '_')}": value for topic, value in drifts.items()}
     return pd.DataFrame([{**row, "duplicate_clips": duplicates}])
+
+
+def choices_follow_ratings(ratings: Sequence[PseudoRating], choices: Sequence[PseudoChoice]) -> float | None:
+    """Of choices for one of two clips, kept or not, the share whose clip the same critic rates higher, in the mean over
+    the dimensions and paths; equal ratings count half. Chance is 0.5, and labels of one kind turned round fall below.
+    Null where no such choice is between rated clips."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for rating in ratings:
+        if any(rating.votes.get(word) for word in RATINGS):
+            scores[rating.clip].append(expected_rating(rating.votes))
+    hits = []
+    for choice in choices:
+        if choice.verdict != "tie" and choice.clip_a in scores and choice.clip_b in scores:
+            lead = float(np.mean(scores[choice.clip_a]) - np.mean(scores[choice.clip_b]))
+            signed = lead if choice.verdict == "a" else -lead
+            hits.append(0.5 if signed == 0 else float(signed > 0))
+    return share(sum(hits), len(hits))
 
 
 def duplicate_share(contents: Iterable[bytes]) -> float | None:

@@ -117,6 +117,9 @@ def health_suite(columns: Sequence[str], section: CheckLabels, label: Label) -> 
             checks.append(_at_least(name, section.min_kept_share, "what is left of so few speaks for few clips"))
             if label.filter_by_certainty:
                 checks.append(_at_most(name, section.max_kept_share, "a filter that keeps nearly all filters nothing"))
+        elif name == "choices_follow_ratings":
+            turned = "a critic that prefers the clip it rates lower contradicts itself, or labels were turned round"
+            checks.append(_at_least(name, section.min_choices_follow_ratings, turned))
         elif name.startswith("drift_"):
             moved = "labels far from the last accepted set's mean that critic or clips changed abruptly"
             checks.append(_at_most(name, section.max_drift, moved))

@@ -1,0 +1,79 @@
+"""How often a gate closes on nothing: undamaged rounds with other seeds, and real label sets resampled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from injecting import PARAMS, ROUND, Lab, in_process
+
+from dualipo.artifacts import remove
+from dualipo.config import load_config
+from dualipo.engine import execute
+from dualipo.prompts import round_target
+from dualipo.quality.evidence import read_verdict
+from dualipo.quality.frames import balance_frame, choices_frame, coverage_frame, health_frame, ratings_frame
+from dualipo.quality.gate import run_gate
+from dualipo.quality.profile import drift, profile_humans, profile_labels
+from dualipo.quality.suites import balance_suite, choices_suite, coverage_suite, health_suite, ratings_suite
+from dualipo.records import Prompt, PseudoChoice, PseudoRating, read_labels, read_rows
+from dualipo.steps import GRAPH
+
+SETS = 20
+
+
+def alarms(lab: Lab, count: int) -> dict[str, Any]:
+    """Undamaged rounds of seeds 1 to `count`, up to their label and preference gates."""
+    stopped, reasons = 0, []
+    for seed in range(1, count + 1):
+        folder = lab.copy("undamaged")
+        config = load_config(*PARAMS, overrides={"experiment.seed": seed})
+        for name in ("prompts", "generate", "label", "check_labels", "prefer"):
+            lab.unmade(folder, name)
+            ended = in_process(lambda n=name: execute(GRAPH[n], config, folder, ROUND, track=False) and None)
+            if ended.how != "done":
+                raise RuntimeError(f"undamaged, seed {seed}: {name}: {ended.how} {ended.message}")
+        told = [
+            f"seed {seed}: {reason}"
+            for gate in ("label_gate", "preference_gate")
+            for reason in read_verdict(folder / f"runs/{ROUND}/{gate}").reasons
+        ]
+        stopped += bool(told)
+        reasons += told
+        print(f"undamaged, seed {seed}: {told or 'not stopped'}", file=sys.stderr)
+        remove(folder)
+    return {"count": count, "stopped": stopped, "reasons": reasons}
+
+
+def resampled(rounds: Sequence[Path]) -> dict[str, Any]:
+    """Halves of the prompts of real rounds' labels, held against the bounds of params.yaml."""
+    config = load_config(PARAMS[0])
+    section, label = config.check_labels, config.label
+    stopped, reasons = 0, []
+    for number in range(SETS if rounds else 0):
+        folder = rounds[number % len(rounds)]
+        prompts = read_rows(folder / "prompts.jsonl", Prompt)
+        rng = np.random.default_rng(number)
+        drawn = {prompts[i].id for i in rng.permutation(len(prompts))[: len(prompts) // 2]}
+        rows = [prompt for prompt in prompts if prompt.id in drawn]
+        ratings = [r for r in read_rows(folder / "labels/ratings.jsonl", PseudoRating) if r.prompt_id in drawn]
+        choices = [c for c in read_rows(folder / "labels/choices.jsonl", PseudoChoice) if c.prompt_id in drawn]
+        human = read_labels(PARAMS[0].parent / "data/seed")
+        moved = drift(profile_labels("half", ratings, choices), profile_humans(*human))
+        balance, health = balance_frame(ratings, choices, *human), health_frame(ratings, choices, moved, 0.0)
+        coverage = coverage_frame(rows, ratings, choices, round_target(config.prompts, ROUND)[1])
+        checks = {
+            "ratings": (ratings_frame(ratings), ratings_suite(label)),
+            "choices": (choices_frame(choices), choices_suite(label)),
+            "balance": (balance, balance_suite(list(balance), section)),
+            "health": (health, health_suite(list(health), section, label)),
+            "coverage": (coverage, coverage_suite(list(coverage), section)),
+        }
+        gate = PARAMS[0].parent / "benchmarks/out/faults/resampled"
+        found = [f"half {number} of {folder.name}: {reason}" for reason in run_gate(gate, checks).reasons]
+        stopped += bool(found)
+        reasons += found
+    return {"count": SETS if rounds else 0, "sources": len(rounds), "stopped": stopped, "reasons": reasons}
