@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from injecting import PARAMS, ROUND, Lab, in_process
+from injecting import PARAMS, ROUND, Lab
 
 from dualipo.artifacts import remove
 from dualipo.config import load_config
-from dualipo.engine import execute
 from dualipo.prompts import round_target
 from dualipo.quality.evidence import read_verdict
 from dualipo.quality.frames import balance_frame, choices_frame, coverage_frame, health_frame, ratings_frame
@@ -20,7 +19,6 @@ from dualipo.quality.gate import run_gate
 from dualipo.quality.profile import drift, profile_humans, profile_labels
 from dualipo.quality.suites import balance_suite, choices_suite, coverage_suite, health_suite, ratings_suite
 from dualipo.records import Prompt, PseudoChoice, PseudoRating, read_labels, read_rows
-from dualipo.steps import GRAPH
 
 SETS = 20
 
@@ -31,11 +29,12 @@ def alarms(lab: Lab, count: int) -> dict[str, Any]:
     for seed in range(1, count + 1):
         folder = lab.copy("undamaged")
         config = load_config(*PARAMS, overrides={"experiment.seed": seed})
-        for name in ("prompts", "generate", "label", "check_labels", "prefer"):
+        steps = ("prompts", "generate", "label", "check_labels", "prefer")
+        for name in steps:
             lab.unmade(folder, name)
-            ended = in_process(lambda n=name: execute(GRAPH[n], config, folder, ROUND, track=False) and None)
-            if ended.how != "done":
-                raise RuntimeError(f"undamaged, seed {seed}: {name}: {ended.how} {ended.message}")
+        ended = lab.call(folder, *steps, config=config)
+        if ended.how != "done":
+            raise RuntimeError(f"undamaged, seed {seed}: {ended.how} {ended.message}")
         told = [
             f"seed {seed}: {reason}"
             for gate in ("label_gate", "preference_gate")

@@ -1,7 +1,7 @@
 """The faults: each a function that breaks a copy of the lab's experiment and says who noticed.
 
-Adding one: write a function under `@fault(kind, what is broken, by whom it should be caught)`; benchmarks/faults.py finds
-it in FAULTS. Its name is the name of its folder.
+Adding one: write a function under `@fault(kind, what is broken, by whom it should be caught)`; benchmarks/faults.py
+finds it in FAULTS. Its name is the name of its folder.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _killed(step: str) -> Callable[[Lab], Outcome]:
         told = f"killed {kills} times, first before file {half} of {lab.writes[step]}; the same command ended the work"
         kept = f"{len(expected)} outputs of the same md5 as without a kill, no half output, the registry unchanged"
         if not caught:
-            told = f"{first} {second} {ended}; published early {published}, same md5s {same}, registry {registered}, {left}"
+            told = f"{first} {second} {ended}; published early {published}, same {same}, registry {registered}, {left}"
         return Outcome(caught, "resuming", told, kept)
 
     inject.__name__ = f"kill_{step}"
@@ -468,7 +468,8 @@ def generator_noised(lab: Lab) -> Outcome:
     weights = load_file(path)
     random = torch.Generator().manual_seed(0)
     for name, weight in weights.items():
-        weights[name] = weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=random) if weight.numel() > 1 else weight  # fmt: skip
+        if weight.numel() > 1:
+            weights[name] = weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=random)
     save_file(weights, path, {"format": "pt"})
     return _benchmarked(lab, folder, lab.call(folder, "evaluate"))
 

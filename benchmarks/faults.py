@@ -2,9 +2,9 @@
 
     python benchmarks/faults.py [--only labels] [--seeds 20]
 
-Runs the undamaged experiment of params/faults.yaml once (benchmarks/out/faults/whole), then breaks a copy of it for each
-fault and looks who notices. Then labels undamaged rounds with other seeds, to see how often a gate closes on nothing.
-Writes docs/faults.md and benchmarks/results/faults.json; exits with 1 where a fault is not caught.
+Runs the undamaged experiment of params/faults.yaml once (benchmarks/out/faults/whole), then breaks a copy of it for
+each fault and looks who notices. Then labels undamaged rounds with other seeds, to see how often a gate closes on
+nothing. Writes docs/faults.md and benchmarks/results/faults.json; exits with 1 where a fault is not caught.
 """
 
 from __future__ import annotations
@@ -53,15 +53,14 @@ def page(outcomes: dict[str, Outcome], undamaged: dict[str, Any]) -> str:
     parts = [
         "# Faults, and what catches them",
         "`python benchmarks/faults.py` injects every fault of this page into a copy of a small experiment "
-        "([params/faults.yaml](../params/faults.yaml): the small world, one round, its bounds written there), looks who "
-        "notices, and writes this page. Nothing here is simulated but the fault.",
+        "([params/faults.yaml](../params/faults.yaml): the small world, one round, its bounds written there), looks "
+        "who notices, and writes this page. Nothing here is simulated but the fault.",
         f"**{caught} of {len(outcomes)} faults are caught**, with nothing lost.",
         _undamaged(undamaged),
     ]
     for kind, title in KINDS.items():
         rows = [
-            [fault.what, fault.by, outcome.by if outcome.caught else f"**not caught** ({outcome.by})"]
-            + [_cell(outcome.told), outcome.kept]
+            [fault.what, fault.by, _who(outcome), _cell(outcome.told), outcome.kept]
             for name, fault in FAULTS.items()
             if fault.kind == kind and (outcome := outcomes.get(name))
         ]
@@ -69,6 +68,10 @@ def page(outcomes: dict[str, Outcome], undamaged: dict[str, Any]) -> str:
             head = ["fault", "should be caught by", "was caught by", "what it said", "nothing lost"]
             parts.append(f"## {title}\n\n" + table(head, rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _who(outcome: Outcome) -> str:
+    return outcome.by if outcome.caught else f"**nobody** (looked on: {outcome.by})"
 
 
 def _cell(text: str, limit: int = 240) -> str:
@@ -88,8 +91,8 @@ def _undamaged(found: dict[str, Any]) -> str:
     ]
     if sets["count"]:
         lines.append(
-            f"With the bounds of params.yaml, {sets['stopped']} of {sets['count']} label sets were stopped, each half of "
-            f"the prompts of one of {sets['sources']} real sets of 2,400 labels (the label gate's suites on labels; "
+            f"With the bounds of params.yaml, {sets['stopped']} of {sets['count']} label sets were stopped, each half "
+            f"of the prompts of one of {sets['sources']} real sets of 2,400 labels (the label gate's suites on labels; "
             "shares of prompts were not asked, as halves miss them by chance)."
         )
     lines += [f"- {reason}" for reason in [*seeds["reasons"], *sets["reasons"]]]

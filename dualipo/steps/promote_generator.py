@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from dualipo.artifacts import read_json
 from dualipo.config import Config
@@ -32,8 +33,9 @@ def promote_generator(
     The candidate is promoted only if the label gate and the preference gate passed and its total score is at least the
     incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted, nor one that
     was measured in fewer dimensions, or on another number of prompts, than the incumbent. Where a VideoReward scored
-    the preferences, it has to agree with people as an accepted critic does (`check_critic.min_agreement`). Where both
-    scores hold every prompt's, the decision tells the difference of the totals, paired by prompt, with its interval.
+    the preferences, it has to agree with people as an accepted critic does (`check_critic.min_agreement` and `bound`).
+    Where both scores hold every prompt's, the decision tells the difference of the totals, paired by prompt, with its
+    interval.
 
     Raises UserError where a gate, scores or a model folder is missing or malformed, the two scores are of different
     suites, or the VideoReward that scored was not measured.
@@ -50,7 +52,7 @@ def promote_generator(
     evidence = {}
     if config.prefer.scorer == "videoreward":
         required = config.check_critic.min_agreement
-        scorer = _scorer_agreement(baselines)
+        scorer = _scorer_agreement(baselines, config.check_critic.bound)
         evidence = {"scorer_agreement": scorer, "min_agreement": required}
         if scorer is None or scorer < required:
             faults.append(
@@ -88,14 +90,14 @@ def promote_generator(
     )
 
 
-def _scorer_agreement(baselines: Path) -> float | None:
+def _scorer_agreement(baselines: Path, bound: Literal["mean", "low"]) -> float | None:
     measured = read_json(baselines).get("videoreward")
     if measured is None:
         raise UserError(
             f"{baselines}: holds no agreement of the VideoReward that prefer.scorer names; run `dualipo train_reward` "
             "and `dualipo check_reward` with these parameters"
         )
-    return parse(Agreement, measured, baselines).agreement.mean
+    return getattr(parse(Agreement, measured, baselines).agreement, bound)
 
 
 def _paired(candidate_scores: Path, incumbent_scores: Path) -> dict[str, float] | None:
