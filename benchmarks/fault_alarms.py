@@ -24,22 +24,18 @@ SETS = 20
 
 
 def alarms(lab: Lab, count: int) -> dict[str, Any]:
-    """Undamaged rounds of seeds 1 to `count`, up to their label and preference gates."""
+    """Undamaged rounds of seeds 1 to `count`, up to their label gates."""
     stopped, reasons = 0, []
     for seed in range(1, count + 1):
         folder = lab.copy("undamaged")
         config = load_config(*PARAMS, overrides={"experiment.seed": seed})
-        steps = ("prompts", "generate", "label", "check_labels", "prefer")
+        steps = ("prompts", "generate", "label", "check_labels")
         for name in steps:
             lab.unmade(folder, name)
         ended = lab.call(folder, *steps, config=config)
         if ended.how != "done":
             raise RuntimeError(f"undamaged, seed {seed}: {ended.how} {ended.message}")
-        told = [
-            f"seed {seed}: {reason}"
-            for gate in ("label_gate", "preference_gate")
-            for reason in read_verdict(folder / f"runs/{ROUND}/{gate}").reasons
-        ]
+        told = [f"seed {seed}: {reason}" for reason in read_verdict(folder / f"runs/{ROUND}/label_gate").reasons]
         stopped += bool(told)
         reasons += told
         print(f"undamaged, seed {seed}: {told or 'not stopped'}", file=sys.stderr)

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,11 @@ def critic_swapped_in_place(lab: Lab) -> Outcome:
 @fault("data", "the champion's weights with one bit flipped", "`dualipo verify`")
 def weights_flipped(lab: Lab) -> Outcome:
     folder = lab.copy("weights_flipped")
-    weights = max((folder / "runs/1/generator").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    weights = max((folder / "runs/1/generator_candidate").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    return _verified(lab, folder, "generator", "runs/1/generator")
+    return _verified(lab, folder, "generator", "runs/1/generator_candidate")
 
 
 @fault("data", "the labels that the champion was trained on swapped for others", "`dualipo verify`")
@@ -217,23 +217,27 @@ def weights_cut(lab: Lab) -> Outcome:
 # ---- poisoned pseudo-labels
 
 
-def poison(name: str, what: str, by: str = "label gate") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def poison(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A fault that changes rows of the labels: the function gets ratings and choices, and changes them in place."""
 
     def register(change: Callable[[list[Row], list[Row]], None]) -> Callable[..., None]:
         def inject(lab: Lab) -> Outcome:
             folder = lab.copy(name)
-            tables = {kind: _read(folder / LABELS / f"{kind}.jsonl") for kind in ("ratings", "choices")}
-            change(tables["ratings"], tables["choices"])
-            for kind, rows in tables.items():
-                write_json_lines(folder / LABELS / f"{kind}.jsonl", rows)
-            return _label_gate(lab, folder)
+            _change_labels(folder, change)
+            return _label_gate(lab, folder, sees)
 
         inject.__name__ = name
-        fault("labels", what, by)(inject)
+        fault("labels", what, "label gate")(inject)
         return change
 
     return register
+
+
+def _change_labels(folder: Path, change: Callable[[list[Row], list[Row]], None]) -> None:
+    tables = {kind: _read(folder / LABELS / f"{kind}.jsonl") for kind in ("ratings", "choices")}
+    change(tables["ratings"], tables["choices"])
+    for kind, rows in tables.items():
+        write_json_lines(folder / LABELS / f"{kind}.jsonl", rows)
 
 
 def says(row: Row, verdict: str, **more: Any) -> None:
@@ -247,108 +251,130 @@ def said_in_both(row: Row, verdict: str) -> None:
     says(row, verdict, forward=verdict, backward=verdict, consistent=True)
 
 
-@poison("all_a", "every pair's verdict is A, in both orders")
+@poison("all_a", "every pair's verdict is A, in both orders", "kl_choice_overall")
 def _all_a(ratings: list[Row], choices: list[Row]) -> None:
     for row in choices:
         said_in_both(row, "a")
 
 
-@poison("all_ties", "every pair is a tie")
+@poison("all_ties", "every pair is a tie", "balance: tie_share")
 def _all_ties(ratings: list[Row], choices: list[Row]) -> None:
     for row in choices:
         said_in_both(row, "tie")
 
 
-@poison("all_good", "every clip is good")
+@poison("all_good", "every clip is good", "kl_rating_motion")
 def _all_good(ratings: list[Row], choices: list[Row]) -> None:
     for row in ratings:
         says(row, "good")
 
 
-@poison("first_shown", "the clip shown first is preferred")
+@poison("first_shown", "the clip shown first is preferred", "position_bias")
 def _first_shown(ratings: list[Row], choices: list[Row]) -> None:
     for row in choices:
         says(row, "a", forward="a", backward="b", consistent=False, kept=False)
 
 
-@poison("inverted_column", "verdicts turned round in the table alone")
+@poison("inverted_column", "verdicts turned round in the table alone", "verdict, chosen_says")
 def _inverted_column(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
         row["verdict"] = TURN[row["verdict"]]
 
 
-@poison("inverted_ratings", "ratings turned round: verdicts, votes and reasoning paths")
+@poison("inverted_ratings", "ratings turned round: verdicts, votes and reasoning paths", "choices_follow_ratings")
 def _inverted_ratings(ratings: list[Row], choices: list[Row]) -> None:
     for row in ratings:
         _turn(row)
 
 
-@poison("inverted_choices", "choices turned round: verdicts, votes and reasoning paths")
+@poison("inverted_choices", "choices turned round: verdicts, votes and reasoning paths", "choices_follow_ratings")
 def _inverted_choices(ratings: list[Row], choices: list[Row]) -> None:
     for row in choices:
         _turn(row)
 
 
-@poison("inverted_all", "ratings and choices both turned round")
+def unseen(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A fault in the labels that passes the label gate: the critic is trained on them, harder than the experiment does,
+    and is then held against people."""
+
+    def register(change: Callable[[list[Row], list[Row]], None]) -> Callable[..., None]:
+        def inject(lab: Lab) -> Outcome:
+            folder = lab.copy(name)
+            _change_labels(folder, change)
+            looked = _label_gate(lab, folder, "")
+            if looked.caught:
+                return looked
+            section = {"steps": 40, "batch_size": 8, "instruction_batch_size": 8, "learning_rate": 2e-4}
+            found = _critic_gate(lab, folder, {"train_critic": section | {"seed_share": 0.0}}, sees)
+            return replace(found, told=f"the label gate saw nothing; {found.told}")
+
+        inject.__name__ = name
+        fault("labels", what, "critic gate")(inject)
+        return change
+
+    return register
+
+
+@unseen("inverted_all", "ratings and choices both turned round, paths and votes too", "agreement: rating_drop")
 def _inverted_all(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
         _turn(row)
 
 
-@poison("shuffled_ratings", "each clip gets another clip's ratings")
+@unseen("shuffled_ratings", "each clip gets another clip's ratings", "agreement: rating_drop")
 def _shuffled(ratings: list[Row], choices: list[Row]) -> None:
-    answers = [{k: row[k] for k in ("verdict", "votes", "chosen", "rejected", "dimension")} for row in ratings]
-    for index, row in enumerate(ratings):
-        row |= answers[(index + 3 * (len(ratings) // 6)) % len(ratings)]
+    for dimension in sorted({row["dimension"] for row in ratings}):
+        own = [row for row in ratings if row["dimension"] == dimension]
+        answers = [{k: row[k] for k in ("verdict", "votes", "chosen", "rejected")} for row in own]
+        for index, row in enumerate(own):
+            row |= answers[(index + len(own) // 2) % len(own)]
 
 
-@poison("guessing", "the paths of every question vote at random")
+@poison("guessing", "the paths of every question vote at random", "vote_entropy_ratings")
 def _guessing(ratings: list[Row], choices: list[Row]) -> None:
-    for words, rows in ((("good", "normal", "bad"), ratings), (("a", "b", "tie"), choices)):
-        for index, row in enumerate(rows):
-            word = words[index % 3]
-            other = words[(index + 1) % 3]
-            row |= {"votes": {word: 1, other: 1}, "verdict": row["verdict"]}
-            row |= {"rejected": _ends_in(row["chosen"], other if other != row["verdict"] else word)}
+    for words, rows in ((("good", "bad"), ratings), (("a", "b"), choices)):
+        for row in rows:
+            # two votes apart are a tie of votes, which is settled by the word in the middle.
+            row |= {"votes": dict.fromkeys(words, 1)}
 
 
-@poison("unanimous", "all paths of every question agree: nothing to learn from")
+@poison("unanimous", "all paths of every question agree: nothing to learn from", "vote_entropy_ratings")
 def _unanimous(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
         row |= {"votes": {row["verdict"]: sum(row["votes"].values())}, "rejected": None}
 
 
-@poison("doubled_rows", "every tenth label stands twice")
+@poison("doubled_rows", "every tenth label stands twice", "no duplicates")
 def _doubled_rows(ratings: list[Row], choices: list[Row]) -> None:
     ratings += ratings[::10]
     choices += choices[::10]
 
 
-@poison("off_distribution", "only labels of simple prompts are kept")
+@poison("off_distribution", "only labels of simple prompts are kept", "coverage: difficulty")
 def _off_distribution(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
         row["kept"] = row["kept"] and "staying still" in row["prompt"]
 
 
-@poison("constant_certainty", "every label has the same certainty")
+@poison("constant_certainty", "every label has the same certainty", "certainty_spread_ratings")
 def _constant_certainty(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
         row["certainty"] = 0.7
 
 
-@poison("unsure_kept", "labels are kept whatever their certainty")
+@poison("unsure_kept", "labels are kept whatever their certainty", "ratings: certainty")
 def _unsure_kept(ratings: list[Row], choices: list[Row]) -> None:
     for row in ratings:
         row["kept"] = True
 
 
-@poison("nothing_kept", "no label is kept")
+@poison("nothing_kept", "no label is kept", "ratings_kept")
 def _nothing_kept(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
         row["kept"] = False
 
 
-@poison("swap_ignored", "choices are kept that did not survive the swap")
+@poison("swap_ignored", "choices are kept that did not survive the swap", "choices: consistent")
 def _swap_ignored(ratings: list[Row], choices: list[Row]) -> None:
     for row in choices:
         row["kept"] = row["certainty"] > 0.5
@@ -362,7 +388,7 @@ def copied_clips(lab: Lab) -> Outcome:
     for index in range(3, len(rows), 4):
         rows[index]["file"] = rows[index - 1]["file"]
     write_json_lines(manifest, rows)
-    return _label_gate(lab, folder)
+    return _label_gate(lab, folder, "duplicate_clips")
 
 
 @fault("labels", "verdicts far from those of the last accepted set", "label gate")
@@ -373,7 +399,7 @@ def drifted(lab: Lab) -> Outcome:
     for profile in content.values():
         profile["questions"]["rating/motion"]["kept_shares"] = {"good": 0.95, "normal": 0.05}
     write_json(path, content)
-    return _label_gate(lab, folder)
+    return _label_gate(lab, folder, "drift_rating_motion")
 
 
 # ---- critics
@@ -386,34 +412,20 @@ def critic_trained_wrong(lab: Lab) -> Outcome:
         path = folder / f"data/seed/{name}.csv"
         path.write_text(re.sub(r",(a|b|good|bad),", lambda found: f",{TURN[found[1]]},", path.read_text()))
     section = {"steps": 40, "batch_size": 2, "instruction_batch_size": 16, "learning_rate": 3e-4, "seed_share": 1.0}
-    return _critic_gate(lab, folder, {"train_critic": section})
+    return _critic_gate(lab, folder, {"train_critic": section}, "agreement: rating_drop")
 
 
-@fault("critic", "a critic refined on inverted pseudo-labels, the label gate looking away", "critic gate")
-def critic_on_inverted_labels(lab: Lab) -> Outcome:
-    folder = lab.copy("critic_on_inverted_labels")
-    for name in ("ratings", "choices"):
-        path = folder / LABELS / f"{name}.jsonl"
-        rows = _read(path)
-        for row in rows:
-            _turn(row)
-        write_json_lines(path, rows)
-    section = {"steps": 40, "batch_size": 8, "instruction_batch_size": 8, "learning_rate": 1e-4, "seed_share": 0.0}
-    return _critic_gate(lab, folder, {"train_critic": section})
-
-
-@fault("critic", "a critic that never saw a human label in the candidate's place", "critic gate")
-def critic_replaced(lab: Lab) -> Outcome:
-    folder = lab.copy("critic_replaced")
-    _replace_folder(folder / "runs/1/critic_candidate", lab.out / "data/critic_reference")
-    ended = lab.call(folder, "check_critic")
-    return _judged_critic(lab, folder, ended)
+@fault("critic", "noise on every weight of the critic candidate", "critic gate")
+def critic_noised(lab: Lab) -> Outcome:
+    folder = lab.copy("critic_noised")
+    _add_noise(folder / "runs/1/critic_candidate/model.safetensors")
+    return _judged_critic(lab, folder, lab.call(folder, "check_critic"), "agreement: agreement")
 
 
 # ---- preferences
 
 
-def preference(name: str, what: str) -> Callable[[Callable[[list[Row]], list[Row]]], Callable[..., Any]]:
+def preference(name: str, what: str, sees: str) -> Callable[[Callable[[list[Row]], list[Row]]], Callable[..., Any]]:
     """A fault in the pairs: the preference gate's own step makes them, so its function is called on broken ones."""
 
     def register(change: Callable[[list[Row]], list[Row]]) -> Callable[..., Any]:
@@ -425,7 +437,7 @@ def preference(name: str, what: str) -> Callable[[Callable[[list[Row]], list[Row
             _rewrite(folder / PAIRS, change)
             pairs = [Preference.model_validate(row) for row in _read(folder / PAIRS)]
             preference_gate(folder / "runs/1/preference_gate", pairs, lab.config.prefer)
-            return lab.judged(folder, "preference_gate", ("generator",))
+            return lab.judged(folder, "preference_gate", ("generator",), sees)
 
         inject.__name__ = name
         fault("preferences", what, "preference gate")(inject)
@@ -434,23 +446,23 @@ def preference(name: str, what: str) -> Callable[[Callable[[list[Row]], list[Row
     return register
 
 
-@preference("losers_win", "winner and loser of each pair change places")
+@preference("losers_win", "winner and loser of each pair change places", "margin")
 def _losers_win(rows: list[Row]) -> list[Row]:
     ends = ("winner", "loser")
     return [{**row, **{a + s: row[b + s] for a, b in (ends, ends[::-1]) for s in ("", "_score")}} for row in rows]
 
 
-@preference("winner_is_loser", "a clip is preferred to itself")
+@preference("winner_is_loser", "a clip is preferred to itself", "winner, loser")
 def _winner_is_loser(rows: list[Row]) -> list[Row]:
     return [{**rows[0], "loser": rows[0]["winner"]}, *rows[1:]]
 
 
-@preference("pairs_doubled", "every pair stands twice")
+@preference("pairs_doubled", "every pair stands twice", "pair:")
 def _pairs_doubled(rows: list[Row]) -> list[Row]:
     return [*rows, *rows]
 
 
-@preference("too_few_pairs", "three pairs are left")
+@preference("too_few_pairs", "three pairs are left", "number of rows")
 def _too_few(rows: list[Row]) -> list[Row]:
     return rows[:3]
 
@@ -460,17 +472,8 @@ def _too_few(rows: list[Row]) -> list[Row]:
 
 @fault("generator", "noise on every weight of the candidate", "benchmark")
 def generator_noised(lab: Lab) -> Outcome:
-    import torch
-    from safetensors.torch import load_file, save_file
-
     folder = lab.copy("generator_noised")
-    path = folder / "runs/1/generator_candidate/transformer/diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    random = torch.Generator().manual_seed(0)
-    for name, weight in weights.items():
-        if weight.numel() > 1:
-            weights[name] = weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=random)
-    save_file(weights, path, {"format": "pt"})
+    _add_noise(folder / "runs/1/generator_candidate/transformer/diffusion_pytorch_model.safetensors")
     return _benchmarked(lab, folder, lab.call(folder, "evaluate"))
 
 
@@ -655,23 +658,23 @@ def _verified(lab: Lab, folder: Path, kind: str, path: str) -> Outcome:
     return Outcome([check.name for check in found] == [path], "`dualipo verify`", told or "nothing", kept)
 
 
-def _label_gate(lab: Lab, folder: Path) -> Outcome:
+def _label_gate(lab: Lab, folder: Path, sees: str) -> Outcome:
     ended = lab.call(folder, "check_labels")
     if ended.how != "done":
         return Outcome(False, "label gate", f"{ended.how}: {ended.message}", "")
-    return lab.judged(folder, "label_gate", ("critic", "generator"))
+    return lab.judged(folder, "label_gate", ("critic", "generator"), sees)
 
 
-def _critic_gate(lab: Lab, folder: Path, changes: dict[str, dict[str, Any]]) -> Outcome:
+def _critic_gate(lab: Lab, folder: Path, changes: dict[str, dict[str, Any]], sees: str) -> Outcome:
     update = {name: getattr(lab.config, name).model_copy(update=values) for name, values in changes.items()}
     ended = lab.call(folder, "train_critic", config=lab.config.model_copy(update=update))
-    return _judged_critic(lab, folder, lab.call(folder, "check_critic") if ended.how == "done" else ended)
+    return _judged_critic(lab, folder, lab.call(folder, "check_critic") if ended.how == "done" else ended, sees)
 
 
-def _judged_critic(lab: Lab, folder: Path, ended: Ended) -> Outcome:
+def _judged_critic(lab: Lab, folder: Path, ended: Ended, sees: str) -> Outcome:
     if ended.how != "done":
         return Outcome(False, "critic gate", f"{ended.how}: {ended.message}", "")
-    return lab.judged(folder, "critic_gate", ("critic",))
+    return lab.judged(folder, "critic_gate", ("critic",), sees)
 
 
 def _benchmarked(lab: Lab, folder: Path, ended: Ended) -> Outcome:
@@ -709,6 +712,18 @@ def _read(path: Path) -> list[Row]:
 
 def _rewrite(path: Path, change: Callable[[list[Row]], Sequence[Row]]) -> None:
     write_json_lines(path, change(_read(path)))
+
+
+def _add_noise(path: Path, share: float = 0.5) -> None:
+    """To each weight, of `share` of its tensor's standard deviation."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights, random = load_file(path), torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if weight.numel() > 1:
+            weights[name] = weight + share * weight.std() * torch.randn(weight.shape, generator=random)
+    save_file(weights, path, {"format": "pt"})
 
 
 def _cut(path: Path) -> None:

@@ -83,7 +83,7 @@ def _undamaged(found: dict[str, Any]) -> str:
     seeds, sets = found["seeds"], found["resampled"]
     lines = [
         "## Undamaged rounds are not stopped",
-        f"{seeds['stopped']} of {seeds['count']} undamaged rounds had a label gate or preference gate that closed. "
+        f"{seeds['stopped']} of {seeds['count']} undamaged rounds had a label gate that closed. "
         "Varied were the prompts drawn, the generator's noise and the critic's sampled paths, each by the experiment's "
         "seed; the models, the people's labels and all parameters are the same. The other gates are left out: the "
         "critic's and the benchmark's compare a candidate with its incumbent, and refuse about as often as training "

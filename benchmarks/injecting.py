@@ -91,6 +91,10 @@ class Lab:
             if ended.how != "done":
                 raise RuntimeError(f"the undamaged experiment ends at {step.name}: {ended.how} {ended.message}")
             self.writes[step.name] = int(ended.message)
+        for kind in ("critic", "generator"):
+            # else a fault that closes a gate would change nothing.
+            if not (decided := self.decided(self.whole, kind)).promoted:
+                raise RuntimeError(f"the undamaged experiment promotes no {kind}: {decided.reasons[0]}")
         write_json(counts, {"config": self.config.digest(), "writes": self.writes})
 
     def _count(self, step: Step, round_name: str) -> str:
@@ -178,8 +182,9 @@ class Lab:
             for kind in kinds
         )
 
-    def judged(self, folder: Path, gate: str, promoters: tuple[str, ...]) -> Outcome:
-        """Runs the promoting steps after a gate's step has run, and says whether the fault got past the gate."""
+    def judged(self, folder: Path, gate: str, promoters: tuple[str, ...], sees: str) -> Outcome:
+        """Runs the promoting steps after a gate's step has run, and says whether the fault got past the gate. Caught it
+        is only if the expectation that is there for it fails: its reason contains `sees`."""
         names = {"label_gate": "label gate", "critic_gate": "critic gate", "preference_gate": "preference gate"}
         ended = self.call(folder, *(f"promote_{kind}" for kind in promoters))
         if ended.how != "done":
@@ -187,11 +192,12 @@ class Lab:
         verdict = read_verdict(folder / f"runs/{ROUND}/{gate}")
         decided = [self.decided(folder, kind) for kind in promoters]
         held = not any(d.promoted for d in decided) and self.incumbent_stays(folder, *promoters)
-        told = verdict.reasons[0] if verdict.reasons else "every expectation holds"
+        seen = [reason for reason in verdict.reasons if sees in reason]
+        told = [*seen, *verdict.reasons, "every expectation holds"][0]
         more = f" (and {len(verdict.reasons) - 1} more)" if len(verdict.reasons) > 1 else ""
         who = " and ".join(promoters)
         kept = f"{who} of the round before handed on, md5 unchanged" if held else f"{who} promoted"
-        return Outcome(held and not verdict.passed, names[gate], told + more, kept)
+        return Outcome(held and bool(seen), names[gate], told + more, kept)
 
 
 # ---- processes

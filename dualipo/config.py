@@ -259,6 +259,9 @@ class CheckCritic(Section):
     """What has to reach it: the share itself, or the lower end of its 95 percent interval over prompts."""
     max_drop: Share = 0.0
     """Largest loss of agreement against the incumbent critic, of 1; 1 switches this off."""
+    max_rating_drop: Share = 0.1
+    """Largest loss, in any one dimension, of the share of ratings on which it agrees; 1 switches this off. Preferences
+    follow ratings, and agreement on pairs hardly shows it where those are lost."""
     paths: PositiveInt = 3
     batch_size: PositiveInt = 64
 

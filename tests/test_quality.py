@@ -161,8 +161,12 @@ def make_pairs(count=12, margin=0.3):
     ]
 
 
-def make_agreement(mean=0.8, pairs=100, low=None):
-    return Agreement.model_validate({"agreement": {"mean": mean, "low": low}, "pairs": pairs})
+def make_agreement(mean=0.8, pairs=100, low=None, **rated):
+    """`rated`: agreement on ratings, by dimension."""
+    rated = {"motion": 0.6, "semantic": None} | rated
+    return Agreement.model_validate(
+        {"agreement": {"mean": mean, "low": low}, "pairs": pairs, "rating_agreement": rated}
+    )
 
 
 def prompts_check(frame=None):
@@ -523,6 +527,17 @@ POISONED = {
     "preferences_contradicting": ("preferences", swapped_pair, {(UNIQUE, "pair")}),
     "agreement_weak": ("agreement", lambda: agreement_check(new=make_agreement(0.749)), {(MIN, "agreement")}),
     "agreement_drop": ("agreement", lambda: agreement_check(old=make_agreement(0.86)), {(MAX, "drop")}),
+    # The pairs hardly show it.
+    "agreement_ratings_lost": (
+        "agreement",
+        lambda: agreement_check(new=make_agreement(0.8, motion=0.49)),
+        {(MAX, "rating_drop_motion")},
+    ),
+    "agreement_ratings_gone": (
+        "agreement",
+        lambda: agreement_check(new=make_agreement(0.8, motion=None)),
+        {(NOT_NULL, "rating_drop_motion"), (MAX, "rating_drop_motion")},
+    ),
     "agreement_no_pairs": (
         "agreement",
         lambda: agreement_check(new=make_agreement(None, 0)),

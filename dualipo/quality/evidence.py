@@ -75,6 +75,8 @@ class Agreement(Lenient):
 
     agreement: Interval
     pairs: int = Field(ge=0)
+    rating_agreement: dict[str, float | None] = {}
+    """By dimension; null where people rated nothing."""
 
 
 class Scores(Lenient):

@@ -93,8 +93,8 @@ def unordered(first: str, second: str) -> str:
 
 
 def agreement_frame(agreement: Agreement, incumbent: Agreement | None, bound: str = "mean") -> pd.DataFrame:
-    """One row: `agreement`, `pairs`, and `drop` against the incumbent where there is one; with bound `low` also
-    `agreement_low`, the lower end of the agreement's interval."""
+    """One row: `agreement`, `pairs`, and where there is an incumbent `drop` against it, and `rating_drop_<dimension>`;
+    with bound `low` also `agreement_low`, the lower end of the agreement's interval."""
     mean = agreement.agreement.mean
     row: dict[str, float | int | None] = {"agreement": mean, "pairs": agreement.pairs}
     if bound == "low":
@@ -102,6 +102,11 @@ def agreement_frame(agreement: Agreement, incumbent: Agreement | None, bound: st
     if incumbent is not None:
         before = incumbent.agreement.mean
         row["drop"] = None if mean is None or before is None else before - mean
+        rated = agreement.rating_agreement
+        for dimension, share_before in incumbent.rating_agreement.items():
+            if share_before is not None:
+                share_now = rated.get(dimension)
+                row[f"rating_drop_{dimension}"] = None if share_now is None else share_before - share_now
     return pd.DataFrame([row])
 
 

@@ -161,6 +161,9 @@ def agreement_suite(columns: Sequence[str], section: CheckCritic) -> Expectation
     if "drop" in columns:
         why = "the candidate must not agree with people much less than the incumbent critic does"
         checks.append(_at_most("drop", section.max_drop + ROUNDING, why))
+    lost = "preferences follow the critic's ratings, and a critic whose ratings people no longer share misleads them"
+    dropped = [name for name in columns if name.startswith("rating_drop_")]
+    checks += [_at_most(name, section.max_rating_drop + ROUNDING, lost) for name in dropped]
     return _suite("agreement", checks)
 
 
