@@ -25,6 +25,7 @@ from injecting import PARAMS, Lab, Outcome
 from measuring import REPOSITORY, RESULTS, table
 
 from dualipo.artifacts import write_json
+from dualipo.config import load_config
 from dualipo.runtime import threads
 
 PAGE = REPOSITORY / "docs/faults.md"
@@ -109,7 +110,8 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULTS / "faults.json")
     arguments = parser.parse_args()
     begin = time.monotonic()
-    lab = Lab(arguments.out)
+    lab = Lab(arguments.out, load_config(*PARAMS))
+    lab.make(REPOSITORY / "data")
     outcomes: dict[str, Outcome] = {}
     for name, fault in FAULTS.items():
         if fault.kind in arguments.only:

@@ -18,7 +18,7 @@ from measuring import REPOSITORY
 
 from dualipo import artifacts
 from dualipo.artifacts import digest, read_json, remove, write_json
-from dualipo.config import Config, load_config
+from dualipo.config import Config
 from dualipo.engine import execute, plan, run
 from dualipo.errors import UserError
 from dualipo.quality.evidence import Decision, load, read_verdict
@@ -62,45 +62,48 @@ class Outcome:
 
 
 class Lab:
-    """The undamaged experiment in `out`, made on first use and found again later."""
+    """The undamaged experiment in `out`/whole, its data in `out`/data, and copies of it to break."""
 
-    def __init__(self, out: Path, data: Path = REPOSITORY / "data", params: tuple[Path, ...] = PARAMS):
-        self.out = out
-        self.config = load_config(*params)
-        self.whole = out / "whole"
-        self.copies = out / "copies"
+    def __init__(self, out: Path, config: Config):
+        self.out, self.config = out, config
+        self.whole, self.copies = out / "whole", out / "copies"
+        self.writes: dict[str, int] = {}
+        """By step: files that it puts in their places."""
         remove(self.copies)
-        if not (out / "data").is_dir():
-            shrink(data, out / "data", seed_prompts=16, test_prompts=16, benchmark=24, real=24)
-        warm()
-        self._make()
 
-    def _make(self) -> None:
-        """Runs the undamaged experiment, each step in a process that counts the files it puts in their places."""
-        counts = self.out / "writes.json"
-        if counts.is_file() and read_json(counts)["config"] == self.config.digest():
-            self.writes: dict[str, int] = read_json(counts)["writes"]
+    def make(self, data: Path) -> None:
+        """Runs the undamaged experiment on part of the data folder, or finds that it was."""
+        if not (self.out / "data").is_dir():
+            shrink(data, self.out / "data", seed_prompts=16, test_prompts=16, benchmark=24, real=24)
+        warm()
+        made = self.out / "writes.json"
+        if made.is_file() and read_json(made)["config"] == self.config.digest():
+            self.writes = read_json(made)["writes"]
             return
         remove(self.whole)
         self.whole.mkdir(parents=True)
         (self.whole / "data").symlink_to((self.out / "data").absolute(), target_is_directory=True)
-        self.writes = {}
         for step, name in plan(self.config):
             print(f"undamaged: {step.name}", file=sys.stderr)
-            ended = in_process(lambda s=step, n=name: self._count(s, n))
-            if ended.how != "done":
-                raise RuntimeError(f"the undamaged experiment ends at {step.name}: {ended.how} {ended.message}")
-            self.writes[step.name] = int(ended.message)
+            self.count(step, name)
         for kind in ("critic", "generator"):
             # else a fault that closes a gate would change nothing.
             if not (decided := self.decided(self.whole, kind)).promoted:
                 raise RuntimeError(f"the undamaged experiment promotes no {kind}: {decided.reasons[0]}")
-        write_json(counts, {"config": self.config.digest(), "writes": self.writes})
+        write_json(made, {"config": self.config.digest(), "writes": self.writes})
 
-    def _count(self, step: Step, round_name: str) -> str:
-        left = arm(0)
-        execute(step, self.config, self.whole, round_name)
-        return str(-left[0])
+    def count(self, step: Step, round_name: str) -> None:
+        """Runs a step of the undamaged experiment, and counts the files that it puts in their places."""
+
+        def call() -> str:
+            left = arm(0)
+            execute(step, self.config, self.whole, round_name)
+            return str(-left[0])
+
+        ended = in_process(call)
+        if ended.how != "done":
+            raise RuntimeError(f"the undamaged experiment ends at {step.name}: {ended.how} {ended.message}")
+        self.writes[step.name] = int(ended.message)
 
     # ---- copies
 
