@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from injecting import PARAMS, ROUND, Lab
 
-from dualipo.artifacts import remove
+from dualipo.artifacts import read_json, remove, write_json
 from dualipo.config import load_config
 from dualipo.prompts import round_target
 from dualipo.quality.evidence import read_verdict
@@ -24,23 +24,29 @@ SETS = 20
 
 
 def alarms(lab: Lab, count: int) -> dict[str, Any]:
-    """Undamaged rounds of seeds 1 to `count`, up to their label gates."""
-    stopped, reasons = 0, []
-    for seed in range(1, count + 1):
+    """Undamaged rounds of seeds 1 to `count`, up to their label gates. What was found of a seed is kept in the lab's
+    folder, so that a command that was stopped goes on."""
+    kept, digest = lab.out / "undamaged.json", lab.config.digest()
+    known = read_json(kept) if kept.is_file() else {}
+    found: dict[str, list[str]] = known["reasons"] if known.get("config") == digest else {}
+    for seed in map(str, range(1, count + 1)):
+        if seed in found:
+            continue
         folder = lab.copy("undamaged")
-        config = load_config(*PARAMS, overrides={"experiment.seed": seed})
+        config = load_config(*PARAMS, overrides={"experiment.seed": int(seed)})
         steps = ("prompts", "generate", "label", "check_labels")
         for name in steps:
             lab.unmade(folder, name)
         ended = lab.call(folder, *steps, config=config)
         if ended.how != "done":
             raise RuntimeError(f"undamaged, seed {seed}: {ended.how} {ended.message}")
-        told = [f"seed {seed}: {reason}" for reason in read_verdict(folder / f"runs/{ROUND}/label_gate").reasons]
-        stopped += bool(told)
-        reasons += told
-        print(f"undamaged, seed {seed}: {told or 'not stopped'}", file=sys.stderr)
+        found[seed] = read_verdict(folder / f"runs/{ROUND}/label_gate").reasons
+        print(f"undamaged, seed {seed}: {found[seed] or 'not stopped'}", file=sys.stderr)
         remove(folder)
-    return {"count": count, "stopped": stopped, "reasons": reasons}
+        write_json(kept, {"config": digest, "reasons": found})
+    asked = {seed: found[seed] for seed in map(str, range(1, count + 1))}
+    reasons = [f"seed {seed}: {reason}" for seed, own in asked.items() for reason in own]
+    return {"count": count, "stopped": sum(map(bool, asked.values())), "reasons": reasons}
 
 
 def resampled(rounds: Sequence[Path]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _undamaged(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=list(KINDS), choices=list(KINDS), help="kinds of faults")
+    parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS), help="kinds of faults")
     parser.add_argument("--seeds", type=int, default=20, help="undamaged rounds; 0 for none")
     parser.add_argument("--labels", type=Path, nargs="*", default=[], help="rounds' folders whose labels are resampled")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks/out/faults")
