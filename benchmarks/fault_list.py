@@ -68,7 +68,8 @@ def _killed(step: str) -> Callable[[Lab], Outcome]:
         kills = 1 + (second.how == "killed")
         caught = first.how == "killed" and not published and ended.how == "done" and same and registered and not left
         told = f"killed {kills} times, first before file {half} of {lab.writes[step]}; the same command ended the work"
-        kept = f"{len(expected)} outputs of the same md5 as without a kill, no half output, the registry unchanged"
+        whole = f"{len(expected)} output{'s' * (len(expected) > 1)} of the same md5 as without a kill"
+        kept = f"{whole}, no half output, the registry unchanged"
         if not caught:
             told = f"{first} {second} {ended}; published early {published}, same {same}, registry {registered}, {left}"
         return Outcome(caught, "resuming", told, kept)
@@ -309,7 +310,7 @@ def unseen(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Ca
             return replace(found, told=f"the label gate saw nothing; {found.told}")
 
         inject.__name__ = name
-        fault("labels", what, "critic gate")(inject)
+        fault("labels", what, "label gate or critic gate")(inject)
         return change
 
     return register
@@ -391,13 +392,13 @@ def copied_clips(lab: Lab) -> Outcome:
     return _label_gate(lab, folder, "duplicate_clips")
 
 
-@fault("labels", "verdicts far from those of the last accepted set", "label gate")
+@fault("labels", "verdicts far from those of the last accepted set, where all motion was normal", "label gate")
 def drifted(lab: Lab) -> Outcome:
     folder = lab.copy("drifted")
     path = folder / "runs/base/label_profile.json"
     content = read_json(path)
     for profile in content.values():
-        profile["questions"]["rating/motion"]["kept_shares"] = {"good": 0.95, "normal": 0.05}
+        profile["questions"]["rating/motion"]["kept_shares"] = {"normal": 1.0}
     write_json(path, content)
     return _label_gate(lab, folder, "drift_rating_motion")
 
@@ -528,6 +529,14 @@ def _prompts_missing(scores: Row) -> None:
 @omission("another_suite", "scores of another suite")
 def _another_suite(scores: Row) -> None:
     scores["suite"] = "vbench"
+
+
+@fault("generator", "a high total written into the candidate's scores by hand", "the digests of `dualipo run`")
+def scores_edited(lab: Lab) -> Outcome:
+    folder = lab.copy("scores_edited")
+    path = folder / "runs/1/generator_candidate_scores.json"
+    write_json(path, read_json(path) | {"total": {"mean": 99.0, "low": 98.0, "high": 99.5}})
+    return _restored(lab, folder, lab.run(folder, f"{ROUND}/evaluate"), "evaluate")
 
 
 # ---- stores

@@ -56,7 +56,8 @@ def page(outcomes: dict[str, Outcome], undamaged: dict[str, Any]) -> str:
         "`python benchmarks/faults.py` injects every fault of this page into a copy of a small experiment "
         "([params/faults.yaml](../params/faults.yaml): the small world, one round, its bounds written there), looks "
         "who notices, and writes this page. Nothing here is simulated but the fault.",
-        f"**{caught} of {len(outcomes)} faults are caught**, with nothing lost.",
+        f"**{caught} of {len(outcomes)} faults are caught**, with nothing lost. Caught is a fault only if the very "
+        "expectation or message that is there for it speaks, and the models handed on are those of the round before.",
         _undamaged(undamaged),
     ]
     for kind, title in KINDS.items():
