@@ -18,6 +18,7 @@ def align(
     real_clips: Input[Dataset],
     generator: Input[Model],
     base_generator: Input[Model],
+    held_out: Input[Dataset],
     candidate: Output[Model],
     curves: Output[Dataset],
 ) -> None:

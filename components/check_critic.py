@@ -1,7 +1,7 @@
 """check_critic: agreement of the critic candidate with the human test set, and its gate."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Model, Output
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
 
@@ -16,6 +16,8 @@ def check_critic(
     candidate: Input[Model],
     incumbent_agreement: Input[ClassificationMetrics],
     test_labels: Input[Dataset],
+    held_out: Input[Dataset],
+    baselines: Input[Metrics],
     agreement: Output[ClassificationMetrics],
     gate: Output[Artifact],
 ) -> None:

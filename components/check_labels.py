@@ -1,7 +1,7 @@
 """check_labels: Great Expectations on the prompts and the pseudo-labels."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
 from components.image import IMAGE
 
@@ -11,11 +11,15 @@ def check_labels(
     library: str,
     round_name: str,
     check_labels_params: str,
+    label_params: str,
     prompts_params: str,
     prompts: Input[Dataset],
+    candidates: Input[Dataset],
     labels: Input[Dataset],
     seed_labels: Input[Dataset],
+    previous_profile: Input[Metrics],
     gate: Output[Artifact],
+    label_profile: Output[Metrics],
 ) -> None:
     """Great Expectations on the prompts and the pseudo-labels."""
     from dualipo.pipeline.call import call

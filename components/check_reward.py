@@ -1,4 +1,4 @@
-"""check_reward: agreement of the VideoReward, and of external models' scores, with the human test set."""
+"""check_reward: agreement of trivial critics, the VideoReward and external models' scores with the human test set."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
@@ -16,7 +16,7 @@ def check_reward(
     test_labels: Input[Dataset],
     baselines: Output[Metrics],
 ) -> None:
-    """Agreement of the VideoReward, and of external models' scores, with the human test set."""
+    """Agreement of trivial critics, the VideoReward and external models' scores with the human test set."""
     from dualipo.pipeline.call import call
 
     call("check_reward", locals())

@@ -17,6 +17,8 @@ def gather_base(
     baselines: Input[Metrics],
     scores: Input[Metrics],
     benchmark_clips: Input[Dataset],
+    held_out: Input[Dataset],
+    label_profile: Input[Metrics],
     runs: Output[Dataset],
 ) -> None:
     """The base models' measurements."""
@@ -35,6 +37,7 @@ def gather_round(
     candidates: Input[Dataset],
     labels: Input[Dataset],
     label_gate: Input[Artifact],
+    label_profile: Input[Metrics],
     critic_candidate: Input[Model],
     critic_curves: Input[Dataset],
     critic_candidate_agreement: Input[ClassificationMetrics],

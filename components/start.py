@@ -23,6 +23,8 @@ def start(
     agreement: Output[ClassificationMetrics],
     scores: Output[Metrics],
     benchmark_clips: Output[Dataset],
+    held_out: Output[Dataset],
+    label_profile: Output[Metrics],
     parts: Input[list[Dataset]] = None,
 ) -> None:
     """Adopt the base generator and critic, and measure both before the first round."""

@@ -16,6 +16,7 @@ def train_critic(
     labels: Input[Dataset],
     seed_labels: Input[Dataset],
     critic: Input[Model],
+    held_out: Input[Dataset],
     candidate: Output[Model],
     curves: Output[Dataset],
 ) -> None:

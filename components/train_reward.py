@@ -13,6 +13,7 @@ def train_reward(
     train_reward_params: str,
     seed_labels: Input[Dataset],
     critic_reference: Input[Model],
+    held_out: Input[Dataset],
     reward: Output[Model],
 ) -> None:
     """Train a VideoReward on the human seed labels, if one is asked for."""

@@ -135,6 +135,27 @@ class CheckLabels(Section):
     max_tie_share: Share = 0.8
     max_prompt_share_error: Share = 0.02
     """Bound on |share - target share| of each prompt category."""
+    min_vote_entropy: NonNegative = 0.02
+    """Least mean entropy of the paths' votes on a question, as a share of what random votes have: 0 where all paths
+    always agree. Not asked where a question gets a single vote."""
+    max_vote_entropy: NonNegative = 0.9
+    """The same from above: 1 is guessing."""
+    min_certainty_spread: Share = 0.001
+    """Least distance between the 10 and 90 percent quantiles of the certainties of each kind of label."""
+    min_kept_share: Share = 0.02
+    """Least share of labels of each kind that the swap and the certainty filter leave."""
+    max_kept_share: Share = 0.95
+    """The same from above; not asked where `label.filter_by_certainty` is off."""
+    min_choices_follow_ratings: Share = 0.45
+    """Least share of choices for a clip that the critic also rates higher; 0.5 is chance. Not asked where no pair of
+    rated clips was decided."""
+    min_coverage: NonNegative = 0.25
+    """Least share that a prompt category's value has among the kept labels, as a part of its target share."""
+    max_duplicate_clips: Share = 0.01
+    """Share of candidates whose file is that of another candidate, byte for byte."""
+    max_drift: Share = 0.5
+    """Part of the kept labels' verdicts, each question apart, that may differ from those of the last set of labels that
+    passed this gate, in the first round from the human seed labels (total variation distance)."""
 
 
 class Training(Section):
@@ -234,8 +255,13 @@ class TrainReward(Section):
 class CheckCritic(Section):
     min_agreement: Share = 0.75
     """Smallest share of the human test pairs on which an accepted critic agrees."""
+    bound: Literal["mean", "low"] = "mean"
+    """What has to reach it: the share itself, or the lower end of its 95 percent interval over prompts."""
     max_drop: Share = 0.0
     """Largest loss of agreement against the incumbent critic, of 1; 1 switches this off."""
+    max_rating_drop: Share = 0.1
+    """Largest loss, in any one dimension, of the share of ratings on which it agrees; 1 switches this off. Preferences
+    follow ratings, and agreement on pairs hardly shows it where those are lost."""
     paths: PositiveInt = 3
     batch_size: PositiveInt = 64
 

@@ -60,7 +60,7 @@ def make_loop(build: Build) -> Any:
             add_step(step, build, {"library": library}, sections, files)
         run_id = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "experiment_params": sections["experiment"]}
         base = gathered(files)
-        given |= {f"base_{name}": base[name] for name in ("reward", "baselines")}
+        given |= {f"base_{name}": base[name] for name in ("reward", "baselines", "held_out")}
         gather = dress(components.gather_base(**run_id, **base), build, None).set_caching_options(False)
         handed = {"base": {name: base[name] for name in Handed._fields if name != "runs"}}
         runs = gather.outputs["runs"]

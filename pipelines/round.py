@@ -20,6 +20,7 @@ class Handed(NamedTuple):
     critic: Model
     agreement: ClassificationMetrics
     scores: Metrics
+    label_profile: Metrics
     runs: Dataset
 
 
@@ -74,19 +75,22 @@ def make_round(build: Build) -> Any:
         data_benchmark: Input[Dataset],
         base_reward: Input[Model],
         base_baselines: Input[Metrics],
+        base_held_out: Input[Dataset],
         prev_generator: Input[Model],
         prev_critic: Input[Model],
         prev_agreement: Input[ClassificationMetrics],
         prev_scores: Input[Metrics],
+        prev_label_profile: Input[Metrics],
         before: Input[Dataset],
     ) -> Handed:
         given = locals()
         sections = {k.removesuffix("_params"): v for k, v in given.items() if k.endswith("_params")}
         files = {f"{{data}}/{k.removeprefix('data_')}": v for k, v in given.items() if k.startswith("data_")}
         files["{data}/benchmark.jsonl"] = files.pop("{data}/benchmark")
-        for path in ("generator", "critic", "agreement.json", "scores.json"):
+        for path in ("generator", "critic", "agreement.json", "scores.json", "label_profile.json"):
             files[f"runs/{{prev}}/{path}"] = given[f"prev_{path.partition('.')[0]}"]
         files |= {"runs/base/reward": base_reward, "runs/base/baselines.json": base_baselines}
+        files |= {"runs/base/held_out.json": base_held_out}
         for step in steps_of("round"):
             add_step(step, build, {"library": library, "round_name": round_name}, sections, files)
         artifacts = gathered(files)

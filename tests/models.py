@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dualipo.artifacts import write_json
+from dualipo.heldout import hold_out, write_held_out
 from dualipo.media.store import ClipStore
 from dualipo.media.video import encode_clip
 from dualipo.records import Clip, Desirability, Preference, RealClip, write_rows
@@ -290,4 +291,5 @@ def write_preferences(root: Path) -> dict[str, Path]:
     for name, both in (("full", (pairs, scored)), ("empty", ([], []))):
         write_rows(root / name / "pairs.jsonl", both[0])
         write_rows(root / name / "desirability.jsonl", both[1])
-    return {name: root / name for name in ("candidates", "real", "full", "empty")}
+    write_held_out(root / "held_out.json", hold_out(["a held-out prompt"], []))
+    return {name.partition(".")[0]: root / name for name in ("candidates", "real", "full", "empty", "held_out.json")}

@@ -302,7 +302,8 @@ def run(folders, generator: Path, base: Path, out: Path, preferences: str = "ful
     section = SECTION.model_copy(update={"steps": 1, "learning_rate": 1e-2, **changes})
     return align(
         Config(align=section), Job("1", 0, out / "work"), preferences=folders[preferences],
-        candidates=folders["candidates"], real_clips=folders["real"], generator=generator, base_generator=base,
+        candidates=folders["candidates"],
+        held_out=folders["held_out"], real_clips=folders["real"], generator=generator, base_generator=base,
         candidate=out / "candidate", curves=out / "curves.csv",
     )  # fmt: skip
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import MODELS, shrink
 
 from dualipo import cli
 from dualipo.config import load_config
 from dualipo.records import Prompt, write_rows
+from dualipo.world.shrink import MODELS, shrink
 
 DUALIPO = Path(sys.executable).with_name("dualipo")
 
@@ -170,7 +170,7 @@ DAMAGES = {
     ),
     "test prompts among the seed labels": (
         copy_prompts_of_the_test,
-        r"data/test: prompt '.*' also stands in data/seed; the human test set must be apart",
+        r"data/seed: prompt '.*' also stands in the human test set, which must be apart from everything",
     ),
     "no generator": (
         lambda data: shutil.rmtree(data / "generator"),

@@ -22,6 +22,7 @@ from dualipo.critic.frames import pad_to_multiple, sample_frames
 from dualipo.critic.questions import Question, answer, human_answers, swapped_verdict
 from dualipo.curves import Series
 from dualipo.errors import UserError
+from dualipo.heldout import hold_out, write_held_out
 from dualipo.media.video import encode_clip
 from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating, write_rows
 from dualipo.steps import Job
@@ -576,7 +577,13 @@ def step_inputs(tmp_path: Path) -> dict[str, Path]:
     ]  # fmt: skip
     write_rows(tmp_path / "labels" / "ratings.jsonl", ratings)
     write_rows(tmp_path / "labels" / "choices.jsonl", choices)
-    return {"candidates": tmp_path / "candidates", "labels": tmp_path / "labels", "seed_labels": seed}
+    write_held_out(tmp_path / "held_out.json", hold_out(["a pillar"], ["a white cross"]))
+    return {
+        "candidates": tmp_path / "candidates",
+        "labels": tmp_path / "labels",
+        "seed_labels": seed,
+        "held_out": tmp_path / "held_out.json",
+    }
 
 
 def test_the_step_learns_from_kept_labels_and_saves_what_plain_transformers_loads(critic_folder, tmp_path):
@@ -604,7 +611,7 @@ def test_the_step_learns_from_kept_labels_and_saves_what_plain_transformers_load
 
 def test_the_step_hands_the_incumbent_on_where_the_critic_is_not_updated(critic_folder, tmp_path):
     config = Config(train_critic=SECTION.model_copy(update={"algorithm": "none"}))
-    missing = {name: tmp_path / name for name in ("candidates", "labels", "seed_labels")}
+    missing = {name: tmp_path / name for name in ("candidates", "labels", "seed_labels", "held_out")}
     out = {"candidate": tmp_path / "candidate", "curves": tmp_path / "curves.csv"}
     summary = train_critic(config, Job("1", 3, tmp_path / "work"), critic=critic_folder, **missing, **out)
     assert summary.metrics == {"pairs": 0.0, "examples": 0.0}

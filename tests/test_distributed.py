@@ -137,7 +137,8 @@ def test_the_step_starts_its_processes_and_the_first_writes(generator_folder, tm
         (out / "work").mkdir(parents=True)
         found[name] = align(
             Config.model_validate({"align": section}), Job("1", 0, out / "work"), preferences=folders["full"],
-            candidates=folders["candidates"], real_clips=folders["real"], generator=generator_folder,
+            candidates=folders["candidates"],
+            held_out=folders["held_out"], real_clips=folders["real"], generator=generator_folder,
             base_generator=generator_folder, candidate=out / "candidate", curves=out / "curves.csv",
         )  # fmt: skip
     one, two = found["one"], found["two"]

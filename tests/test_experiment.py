@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from drivers import BLIND_STEPS
 from kfp import dsl, local
 from projects import Project, Run, begin
-from small import shrink
 from warm import KILLED, Warm
 
 import components
@@ -27,6 +26,7 @@ from dualipo.pipeline.index import Entry
 from dualipo.records import HumanChoice, HumanRating, Prompt, find_table, read_rows
 from dualipo.steps import BASE, GRAPH
 from dualipo.tracking import Tracker
+from dualipo.world.shrink import shrink
 from pipelines.build import Build
 from pipelines.compile import run_tasks
 from pipelines.resources import dress
@@ -248,16 +248,18 @@ def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow
 ):
     monkeypatch.setattr("pipelines.resources.BACKOFF", "0s")  # read when the pipeline is defined
     build = Build(config, str(smoke.folder / "data"))
-    own = {f"{name}_params": build.parameter(name) for name in ("check_labels", "prompts", "experiment")}
+    own = {f"{name}_params": build.parameter(name) for name in ("check_labels", "label", "prompts", "experiment")}
 
     @dsl.pipeline(name="gate")
     def gate():
         files = {
             "prompts": dsl.importer(str(smoke.folder / "runs/1/prompts.jsonl"), dsl.Dataset).output,
+            "candidates": dsl.importer(str(smoke.folder / "runs/1/candidates"), dsl.Dataset).output,
             "labels": dsl.importer(str(smoke.folder / "runs/1/labels"), dsl.Dataset).output,
             "seed_labels": dsl.importer(str(smoke.folder / "data/seed"), dsl.Dataset).output,
+            "previous_profile": dsl.importer(str(smoke.folder / "runs/base/label_profile.json"), dsl.Metrics).output,
         }
-        sections = {name: own[name] for name in ("check_labels_params", "prompts_params")}
+        sections = {name: own[name] for name in ("check_labels_params", "label_params", "prompts_params")}
         task = components.check_labels(library="", round_name="1", **files, **sections)
         dress(task, build, GRAPH["check_labels"])
 
@@ -334,7 +336,8 @@ def blind(smoke, new_folder, warm) -> Run:
     test_labels = folder.with_name("test")
     (folder / "data/test").rename(test_labels)
     (folder / "data/benchmark.jsonl").unlink()
-    for path in ("base/generator", "base/critic", "base/reward", "base/agreement.json", "1/prompts.jsonl"):
+    given = ("generator", "critic", "reward", "agreement.json", "baselines.json", "held_out.json", "label_profile.json")
+    for path in (*(f"base/{name}" for name in given), "1/prompts.jsonl"):
         (folder / "runs" / path).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (smoke.folder / "runs" / path).is_dir() else shutil.copyfile
         copy(smoke.folder / "runs" / path, folder / "runs" / path)
@@ -358,7 +361,8 @@ def test_no_step_that_rewards_or_trains_reads_what_is_held_out():
     # what measures hands numbers to the gates and to the page, and to nobody else.
     measuring = ("start", "check_reward", "check_critic", "evaluate")
     measured = {port.path for name in measuring for port in GRAPH[name].outputs.values()}
-    measured -= {"runs/{round}/generator", "runs/{round}/critic"}
+    # of the held-out prompts training is told hashes, to refuse them by.
+    measured -= {"runs/{round}/generator", "runs/{round}/critic", "runs/{round}/held_out.json"}
     for name in TRAINING:
         assert not measured & {port.path.replace("{prev}", "{round}") for port in GRAPH[name].inputs.values()}
 

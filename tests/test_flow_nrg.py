@@ -161,7 +161,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def aligned(folders, generator: Path, out: Path, preferences: str = "full", config: Config | None = None):
     return align(
         config or config_of(), Job("1", 0, out / "work"), preferences=folders[preferences],
-        candidates=folders["candidates"], real_clips=folders["real"], generator=generator, base_generator=generator,
+        candidates=folders["candidates"],
+        held_out=folders["held_out"], real_clips=folders["real"], generator=generator, base_generator=generator,
         candidate=out / "candidate", curves=out / "curves.csv",
     )  # fmt: skip
 

@@ -144,6 +144,22 @@ def test_a_total_of_null_mean_counts_as_missing(generator):
     assert "a dimension is missing" in generator.run()["reasons"][0]
 
 
+def test_a_benchmark_that_leaves_out_promotes_nothing(generator):
+    def measured(total, **left_out):
+        dimensions = {"motion": {"mean": 50.0}, "scene": {"mean": 70.0}} | left_out
+        return scores(total) | {"dimensions": dimensions}
+
+    generator.numbers("incumbent", measured(80.0, colour=None))
+    generator.numbers("candidate", measured(80.0, colour={"mean": 3.0}))
+    assert generator.run()["promoted"], "more may be measured than before"
+    generator.numbers("candidate", measured(99.0, motion=None, scene={"mean": None}))
+    [reason] = generator.run()["reasons"]
+    assert reason.startswith("benchmark: the candidate was not measured in motion, scene, the incumbent was")
+    generator.numbers("candidate", measured(99.0) | {"prompts": 4})
+    [reason] = generator.run()["reasons"]
+    assert "the candidate was measured on 4 prompts, the incumbent on 8" in reason
+
+
 def test_every_reason_is_listed(generator):
     for gate in GATES["generator"]:
         write_gate(generator.folder / gate, False)

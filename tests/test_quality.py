@@ -10,12 +10,22 @@ import pandas as pd
 import pytest
 
 from dualipo.artifacts import digest, write_json
-from dualipo.config import CheckCritic, CheckLabels, Config, Prefer, Prompts
+from dualipo.config import CheckCritic, CheckLabels, Config, Label, Prefer, Prompts
 from dualipo.errors import UserError
+from dualipo.media.store import ClipStore
 from dualipo.quality import frames, suites
 from dualipo.quality.evidence import Agreement
 from dualipo.quality.gate import critic_gate, preference_gate, read_verdict, run_gate
-from dualipo.records import HumanChoice, HumanRating, Preference, Prompt, PseudoChoice, PseudoRating, write_rows
+from dualipo.quality.profile import (
+    ProfileFile,
+    drift,
+    profile_humans,
+    profile_labels,
+    read_profile,
+    vote_entropy,
+    write_profile,
+)
+from dualipo.records import Clip, HumanChoice, HumanRating, Preference, Prompt, PseudoChoice, PseudoRating, write_rows
 from dualipo.steps import Job
 from dualipo.steps.check_labels import check_labels
 
@@ -23,6 +33,7 @@ TARGETS = {"difficulty": {"simple": 0.75, "hard": 0.25}, "scene": {"dark": 0.5, 
 LABELS = CheckLabels(min_kept=20)
 PREFER = Prefer(min_pairs=10, min_margin=0.05)
 CRITIC = CheckCritic(min_agreement=0.75, max_drop=0.05)
+LOW = {"bound": "low"}
 
 
 def make_prompts(count=40):
@@ -40,19 +51,24 @@ def make_prompts(count=40):
     ]
 
 
+def paths(verdict, other, split):
+    """Votes and reasoning paths of a question: three to one where `split`, else unanimous."""
+    said = {"chosen": f"so. Verdict: {verdict}", "rejected": f"so. Verdict: {other}" if split else None}
+    return {"votes": {verdict: 3, other: 1} if split else {verdict: 4}, **said}
+
+
 def make_ratings(verdicts=("good", "normal", "bad", "good"), count=40):
+    """Every second vote is split; every eighth certainty is too low."""
     return [
         PseudoRating(
             clip=f"c{i}",
             prompt_id=f"p{i}",
             prompt=f"prompt {i}",
             dimension=dimension,
-            verdict=verdicts[i % len(verdicts)],
-            votes={verdicts[i % len(verdicts)]: 4},
-            certainty=0.6,
-            kept=True,
-            chosen="text",
-            rejected=None,
+            verdict=(verdict := verdicts[i % len(verdicts)]),
+            certainty=0.4 if i % 8 == 7 else 0.6,
+            kept=i % 8 != 7,
+            **paths(verdict, "bad" if verdict == "normal" else "normal", i % 2),
         )
         for dimension in ("semantic", "motion")
         for i in range(count)
@@ -71,11 +87,9 @@ def make_choice(i, forward, backward, **changes):
         "forward": forward,
         "backward": backward,
         "consistent": consistent,
-        "votes": {forward: 4},
-        "certainty": 0.6,
+        "certainty": 0.6 + 0.01 * (i % 10),
         "kept": consistent,
-        "chosen": "text",
-        "rejected": None,
+        **paths(forward, "a" if forward == "tie" else "tie", i % 2),
     }
     return PseudoChoice(**row | changes)
 
@@ -109,6 +123,35 @@ def make_humans(verdicts=("good", "normal", "bad", "good"), choices=("a", "b", "
     return ratings, picks
 
 
+def health(ratings=None, choices=None, accepted=None, copies=0.0, section=LABELS, label=None):
+    ratings, choices = ratings or make_ratings(), choices or make_choices()
+    reference = accepted or profile_labels("round 1", make_ratings(), make_choices())
+    drifts = drift(profile_labels("round 2", ratings, choices), reference)
+    frame = frames.health_frame(ratings, choices, drifts, copies)
+    return frame, suites.health_suite(list(frame), section, label or Label())
+
+
+def altered(labels, **changes):
+    """The labels with other fields; a function is called with the label."""
+
+    def alter(label):
+        update = {name: value(label) if callable(value) else value for name, value in changes.items()}
+        return label.model_copy(update=update)
+
+    return [alter(label) for label in labels]
+
+
+def both_altered(**changes):
+    """Ratings and choices."""
+    return altered(make_ratings(), **changes), altered(make_choices(), **changes)
+
+
+def coverage(kept=lambda label: label.kept):
+    ratings, choices = both_altered(kept=kept)
+    frame = frames.coverage_frame(make_prompts(), ratings, choices, TARGETS | {"style": {"odd": 0.0}})
+    return frame, suites.coverage_suite(list(frame), LABELS)
+
+
 def make_pairs(count=12, margin=0.3):
     return [
         Preference(
@@ -118,8 +161,12 @@ def make_pairs(count=12, margin=0.3):
     ]
 
 
-def make_agreement(mean=0.8, pairs=100):
-    return Agreement.model_validate({"agreement": {"mean": mean}, "pairs": pairs})
+def make_agreement(mean=0.8, pairs=100, low=None, **rated):
+    """`rated`: agreement on ratings, by dimension."""
+    rated = {"motion": 0.6, "semantic": None} | rated
+    return Agreement.model_validate(
+        {"agreement": {"mean": mean, "low": low}, "pairs": pairs, "rating_agreement": rated}
+    )
 
 
 def prompts_check(frame=None):
@@ -128,11 +175,11 @@ def prompts_check(frame=None):
 
 
 def ratings_check(frame=None):
-    return frames.ratings_frame(make_ratings()) if frame is None else frame, suites.ratings_suite()
+    return frames.ratings_frame(make_ratings()) if frame is None else frame, suites.ratings_suite(Label())
 
 
 def choices_check(frame=None):
-    return frames.choices_frame(make_choices()) if frame is None else frame, suites.choices_suite()
+    return frames.choices_frame(make_choices()) if frame is None else frame, suites.choices_suite(Label())
 
 
 def balance(ratings=None, choices=None, humans=None, section=LABELS):
@@ -145,13 +192,24 @@ def balance_check(frame=None):
     return healthy if frame is None else frame, suite
 
 
+def health_check(frame=None):
+    healthy, suite = health()
+    return healthy if frame is None else frame, suite
+
+
+def coverage_check(frame=None):
+    healthy, suite = coverage()
+    return healthy if frame is None else frame, suite
+
+
 def preferences_check(frame=None):
     return frames.preferences_frame(make_pairs()) if frame is None else frame, suites.preferences_suite(PREFER)
 
 
-def agreement_check(frame=None, new=None, old=None):
+def agreement_check(frame=None, new=None, old=None, section=CRITIC):
     healthy = frames.agreement_frame(new or make_agreement(), old or make_agreement(0.79))
-    return healthy if frame is None else frame, suites.agreement_suite(list(healthy), CRITIC)
+    frame = healthy if frame is None else frame
+    return frame, suites.agreement_suite(list(frame), section)
 
 
 CHECKS = {
@@ -159,6 +217,8 @@ CHECKS = {
     "ratings": ratings_check,
     "choices": choices_check,
     "balance": balance_check,
+    "health": health_check,
+    "coverage": coverage_check,
     "preferences": preferences_check,
     "agreement": agreement_check,
 }
@@ -208,6 +268,21 @@ HEALTHY = {"healthy_" + name: check for name, check in CHECKS.items()} | {
     # Four prompts can't meet 0.3 and 0.7 more closely.
     "healthy_small_pool": lambda: small_pool(1),
     "healthy_drop": lambda: agreement_check(old=make_agreement(0.85)),
+    # One path a question: nothing voted, and nothing is asked of votes.
+    "healthy_single_path": lambda: health(*both_altered(votes=lambda label: {label.verdict: 1}, rejected=None)),
+    # Without the certainty filter all may be kept, whatever the certainty.
+    "healthy_unfiltered": lambda: health(make_ratings(), make_choices()[:35], label=Label(filter_by_certainty=False)),
+    "healthy_unfiltered_ratings": lambda: (
+        frames.ratings_frame(altered(make_ratings(), kept=True)),
+        suites.ratings_suite(Label(filter_by_certainty=False)),
+    ),
+    # Which clip is listed first means nothing: a set that names the other one throughout has not drifted.
+    "healthy_turned": lambda: health(
+        accepted=profile_labels("round 1", make_ratings(), make_choices(("b", "a", "tie", "b", "b")))
+    ),
+    "healthy_low": lambda: agreement_check(
+        frames.agreement_frame(make_agreement(low=0.76), None, "low"), section=CRITIC.model_copy(update=LOW)
+    ),
 }
 NOT_NULL, ROWS = "expect_column_values_to_not_be_null", "expect_table_row_count_to_be_between"
 ONE_ROW, IN_SET = "expect_table_row_count_to_equal", "expect_column_values_to_be_in_set"
@@ -215,6 +290,10 @@ MEAN, MAX, MIN = (f"expect_column_{name}_to_be_between" for name in ("mean", "ma
 UNIQUE, APART = "expect_column_values_to_be_unique", "expect_select_column_values_to_be_unique_within_record"
 COMPOUND, EQUAL = "expect_compound_columns_to_be_unique", "expect_multicolumn_values_to_be_equal"
 BETWEEN = "expect_column_values_to_be_between"
+SAYS = (EQUAL, "verdict, chosen_says")
+TURNED = {"a": "b", "b": "a", "tie": "tie"}
+QUESTIONS = ("rating_semantic", "rating_motion", "choice_overall")
+ALWAYS = {"semantic": "normal", "motion": "bad", "overall": "tie"}
 KL_RATINGS = {(MAX, "kl_rating_semantic"), (MAX, "kl_rating_motion")}
 
 # What is wrong -> (the suite's kind, the check, the expectations that fail).
@@ -267,8 +346,24 @@ POISONED = {
     "ratings_unknown_words": (
         "ratings",
         partial(changed, ratings_check, 1, verdict="great", dimension="taste"),
-        {(IN_SET, "verdict"), (IN_SET, "dimension")},
+        {(IN_SET, "verdict"), (IN_SET, "dimension"), (EQUAL, "verdict, voted"), SAYS},
     ),
+    # Verdicts turned round in the table alone: the paths that the critic learns still say the opposite.
+    "ratings_turned": (
+        "ratings",
+        lambda: ratings_check(
+            frames.ratings_frame(
+                altered(make_ratings(), verdict=lambda row: "bad" if row.verdict == "good" else "good")
+            )
+        ),
+        {(EQUAL, "verdict, voted"), SAYS},
+    ),
+    "ratings_two_paths_alike": (
+        "ratings",
+        lambda: ratings_check(frames.ratings_frame(altered(make_ratings(), rejected=lambda row: row.chosen))),
+        {(APART, "chosen_says, rejected_says")},
+    ),
+    "ratings_kept_unsure": ("ratings", partial(changed, ratings_check, 7, kept=True), {(MIN, "certainty")}),
     "ratings_nan_certainty": (
         "ratings",
         partial(changed, ratings_check, 1, certainty=math.nan),
@@ -279,9 +374,25 @@ POISONED = {
     "choices_unknown_words": (
         "choices",
         partial(changed, choices_check, 1, verdict="c", dimension="taste", forward="c", backward="c"),
-        {(IN_SET, "verdict"), (IN_SET, "dimension"), (IN_SET, "forward"), (IN_SET, "backward")},
+        {(IN_SET, "verdict"), (IN_SET, "dimension"), (IN_SET, "forward"), (IN_SET, "backward"), SAYS},
     ),
-    "choices_certainty_zero": ("choices", partial(changed, choices_check, 1, certainty=0.0), {(BETWEEN, "certainty")}),
+    "choices_turned": (
+        "choices",
+        lambda: choices_check(
+            frames.choices_frame(altered(make_choices(), chosen=lambda row: f"so. Verdict: {TURNED[row.verdict]}"))
+        ),
+        {SAYS},
+    ),
+    "choices_two_paths_alike": (
+        "choices",
+        lambda: choices_check(frames.choices_frame(altered(make_choices(), rejected=lambda row: row.chosen))),
+        {(APART, "chosen_says, rejected_says")},
+    ),
+    "choices_certainty_zero": (
+        "choices",
+        partial(changed, choices_check, 1, certainty=0.0),
+        {(BETWEEN, "certainty"), (MIN, "certainty")},
+    ),
     "choices_infinite_certainty": (
         "choices",
         partial(changed, choices_check, 1, certainty=math.inf),
@@ -336,6 +447,56 @@ POISONED = {
         lambda: balance(make_ratings(count=8), make_choices(count=20)),
         {(MIN, "ratings_kept"), (MIN, "choices_kept")},
     ),
+    "health_guessing": (
+        "health",
+        lambda: health(*both_altered(votes=lambda row: dict.fromkeys((row.verdict, "x", "tie", "normal", "a"), 1))),
+        {(MAX, "vote_entropy_ratings"), (MAX, "vote_entropy_choices")},
+    ),
+    "health_unanimous": (
+        "health",
+        lambda: health(*both_altered(votes=lambda row: {row.verdict: 4})),
+        {(MIN, "vote_entropy_ratings"), (MIN, "vote_entropy_choices")},
+    ),
+    "health_constant_certainty": (
+        "health",
+        lambda: health(*both_altered(certainty=0.7)),
+        {(MIN, "certainty_spread_ratings"), (MIN, "certainty_spread_choices")},
+    ),
+    "health_all_kept": (
+        "health",
+        lambda: health(*both_altered(kept=True)),
+        {(MAX, "kept_share_ratings"), (MAX, "kept_share_choices")},
+    ),
+    "health_none_kept": (
+        "health",
+        lambda: health(*both_altered(kept=False)),
+        {(MIN, "kept_share_ratings"), (MIN, "kept_share_choices")}
+        | {(kind, f"drift_{name}") for kind in (NOT_NULL, MAX) for name in QUESTIONS},
+    ),
+    "health_drift": (
+        "health",
+        lambda: health(accepted=profile_labels("round 1", *both_altered(verdict=lambda row: ALWAYS[row.dimension]))),
+        {(MAX, f"drift_{name}") for name in QUESTIONS},
+    ),
+    "health_turned": (
+        "health",
+        lambda: health(
+            choices=[make_choice(i, "a", "a", clip_a=f"c{4 * i + 2}", clip_b=f"c{4 * i}") for i in range(9)]
+        ),
+        {(MIN, "choices_follow_ratings"), (MAX, "kept_share_choices")},
+    ),
+    "health_copies": ("health", lambda: health(copies=0.05), {(MAX, "duplicate_clips")}),
+    # Hard prompts, and dark scenes, are where nothing was kept.
+    "coverage_easy": (
+        "coverage",
+        lambda: coverage(lambda row: int(row.prompt_id[1:]) % 4 != 3 and int(row.prompt_id[1:]) >= 20),
+        {(MIN, "difficulty = hard"), (MIN, "scene = dark")},
+    ),
+    "coverage_hard": (
+        "coverage",
+        lambda: coverage(lambda row: int(row.prompt_id[1:]) % 4 == 3 and int(row.prompt_id[1:]) < 20),
+        {(MIN, "difficulty = simple"), (MIN, "scene = bright")},
+    ),
     "balance_two_rows": ("balance", partial(repeated, balance_check, 0), {(ONE_ROW, None)}),
     "preferences_few": (
         "preferences",
@@ -366,10 +527,28 @@ POISONED = {
     "preferences_contradicting": ("preferences", swapped_pair, {(UNIQUE, "pair")}),
     "agreement_weak": ("agreement", lambda: agreement_check(new=make_agreement(0.749)), {(MIN, "agreement")}),
     "agreement_drop": ("agreement", lambda: agreement_check(old=make_agreement(0.86)), {(MAX, "drop")}),
+    # The pairs hardly show it.
+    "agreement_ratings_lost": (
+        "agreement",
+        lambda: agreement_check(new=make_agreement(0.8, motion=0.49)),
+        {(MAX, "rating_drop_motion")},
+    ),
+    "agreement_ratings_gone": (
+        "agreement",
+        lambda: agreement_check(new=make_agreement(0.8, motion=None)),
+        {(NOT_NULL, "rating_drop_motion"), (MAX, "rating_drop_motion")},
+    ),
     "agreement_no_pairs": (
         "agreement",
         lambda: agreement_check(new=make_agreement(None, 0)),
         {(MIN, "pairs"), (NOT_NULL, "agreement"), (MIN, "agreement"), (NOT_NULL, "drop"), (MAX, "drop")},
+    ),
+    "agreement_weak_at_the_low_end": (
+        "low",
+        lambda: agreement_check(
+            frames.agreement_frame(make_agreement(low=0.74), None, "low"), section=CRITIC.model_copy(update=LOW)
+        ),
+        {(MIN, "agreement_low")},
     ),
     "agreement_two_rows": ("agreement", partial(repeated, agreement_check, 0), {(ONE_ROW, None)}),
 }
@@ -459,7 +638,7 @@ def test_gates_of_the_other_steps(tmp_path):
 
 def test_a_gate_that_cannot_be_computed_raises_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"ratings: expect_.* could not be computed: .*does not exist"):
-        run_gate(tmp_path / "gate", {"ratings": (pd.DataFrame({"clip": ["c"]}), suites.ratings_suite())})
+        run_gate(tmp_path / "gate", {"ratings": (pd.DataFrame({"clip": ["c"]}), suites.ratings_suite(Label()))})
     with pytest.raises(ValueError, match="without expectations"):
         run_gate(tmp_path / "gate", {})
     assert list(tmp_path.iterdir()) == []
@@ -503,6 +682,52 @@ def test_position_bias_by_hand():
     assert frames.position_bias([]) is None
 
 
+def test_vote_entropy_by_hand():
+    # Two votes: expected of guessing is P(they differ) = 2/3 times ln 2.
+    assert vote_entropy([{"a": 1, "b": 1}, {"tie": 2}]) == pytest.approx(math.log(2) / 2 / (2 / 3 * math.log(2)))
+    assert vote_entropy([{"good": 3, "invalid": 1}]) == 0
+    # Three votes: all the same 1/9, two the same 6/9, all different 2/9.
+    two = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    expected = 6 / 9 * two + 2 / 9 * math.log(3)
+    assert vote_entropy([{"good": 2, "bad": 1, "normal": 0}]) == pytest.approx(two / expected)
+    assert vote_entropy([{"good": 1, "invalid": 3}]) is None and vote_entropy([]) is None
+
+
+def test_choices_follow_ratings_by_hand():
+    ratings = make_ratings()  # clip c0 good, c1 normal by 3 of 4 votes, c2 bad, c3 good by 3 of 4 votes
+    rows = [
+        make_choice(0, "a", "a", clip_b="c1"),  # follows
+        make_choice(1, "b", "b", clip_b="c2"),  # does not
+        make_choice(0, "b", "a", clip_b="c4"),  # equal ratings, whatever is kept
+        make_choice(2, "tie", "tie", clip_b="c3"),  # takes no part
+        make_choice(0, "a", "a"),  # d0 was not rated
+    ]
+    assert frames.choices_follow_ratings(ratings, rows) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert frames.choices_follow_ratings(ratings, rows[3:]) is None
+
+
+def test_drift_by_hand():
+    before = profile_labels("round 1", make_ratings(("good", "bad")), make_choices(("a", "tie")))
+    after = profile_labels("round 2", make_ratings(("good", "good", "normal", "bad")), make_choices(("b",)))
+    # Every eighth rating is dropped. Before: 20 of 35 good, 15 bad; after: 20 good, 10 normal, 5 bad.
+    assert before.questions["rating/motion"].kept_shares == {"good": 20 / 35, "bad": 15 / 35}
+    found = drift(after, before)
+    assert found["rating/motion"] == pytest.approx(10 / 35)
+    # 18 of 35 kept choices were decided, now all are.
+    assert found["choice/overall"] == pytest.approx(17 / 35)
+    assert drift(profile_labels("round 2", *both_altered(kept=False)), before)["rating/motion"] is None
+    lacking = before.model_copy(update={"questions": {}})
+    assert drift(after, lacking) == {}
+
+
+def test_a_human_profile_counts_items_not_annotators():
+    found = profile_humans(*make_humans()).questions
+    assert found["rating/motion"].asked == 40 and found["rating/motion"].certainty is None
+    assert found["rating/motion"].kept_shares == {"bad": 0.25, "good": 0.5, "normal": 0.25}
+    assert found["choice/overall"].asked_shares == {"a": 0.4, "b": 0.4, "tie": 0.2}
+    assert 0 < found["choice/overall"].vote_entropy < 1
+
+
 def test_human_majorities_count_items_not_annotators():
     ratings, choices = make_humans()
     assert frames.majorities(ratings) == {
@@ -531,9 +756,27 @@ def experiment(tmp_path):
     write_rows(tmp_path / "labels/choices.jsonl", make_choices())
     write_rows(tmp_path / "seed/ratings.jsonl", ratings)
     write_rows(tmp_path / "seed/choices.jsonl", choices)
+    clips = [
+        Clip(id=f"{side}{i}", prompt_id=f"p{i}", prompt=f"prompt {i}", file=f"{side}{i}.mp4")
+        for side in "cd"
+        for i in range(40)
+    ]
+    ClipStore.write_manifest(tmp_path / "candidates", clips)
+    for clip in clips:
+        (tmp_path / "candidates" / clip.file).write_text(clip.id)
+    human = profile_humans(ratings, choices)
+    write_profile(tmp_path / "before.json", ProfileFile(own=human, accepted=human))
 
     def run(round_name="2"):
-        ports = {"prompts": "prompts.jsonl", "labels": "labels", "seed_labels": "seed", "gate": "gate"}
+        ports = {
+            "prompts": "prompts.jsonl",
+            "candidates": "candidates",
+            "labels": "labels",
+            "seed_labels": "seed",
+            "previous_profile": "before.json",
+            "gate": "gate",
+            "label_profile": "profile.json",
+        }
         job = Job(round_name, 0, tmp_path / "work")
         return check_labels(
             Config(prompts=section, check_labels=LABELS), job, **{port: tmp_path / at for port, at in ports.items()}
@@ -547,11 +790,25 @@ def test_check_labels(experiment):
     summary = experiment()
     assert summary.metrics["passed"] == 1 and summary.tags == {"verdict": "passed"}
     assert summary.metrics["choices_kept"] == 35 and summary.metrics["tie_share"] == pytest.approx(0.2)
-    assert set(read_verdict(experiment.folder / "gate").suites) == {"prompts", "ratings", "choices", "balance"}
+    suites_found = set(read_verdict(experiment.folder / "gate").suites)
+    assert suites_found == {"prompts", "ratings", "choices", "balance", "health", "coverage"}
+    found = read_profile(experiment.folder / "profile.json")
+    assert found.own == found.accepted == profile_labels("round 2", make_ratings(), make_choices())
     # Round 1 has no entry in the schedule: the same prompts then miss the space's own target.
     assert experiment("1").metrics["passed"] == 0
     reasons = read_verdict(experiment.folder / "gate").reasons
     assert len(reasons) == 2 and all("difficulty" in reason for reason in reasons)
+    # What the next round is held against is the last set that passed: here the human seed labels.
+    found = read_profile(experiment.folder / "profile.json")
+    assert found.own.source == "round 1" and found.accepted.source == "human seed labels"
+
+
+def test_copies_among_the_candidates_fail_the_gate(experiment):
+    for i in range(3):
+        (experiment.folder / f"candidates/c{i}.mp4").write_text("the same")
+    assert experiment().metrics["duplicate_clips"] == pytest.approx(3 / 80)
+    [reason] = read_verdict(experiment.folder / "gate").reasons
+    assert "duplicate_clips is 0.0375, required is at most 0.01" in reason
 
 
 @pytest.mark.parametrize(
@@ -563,6 +820,8 @@ def test_check_labels(experiment):
         ("labels/choices.jsonl", make_choices()[0].model_dump_json().replace("0.6", "NaN"), "line 1: certainty"),
         ("labels/choices.jsonl", make_choice(0, "a", "a", prompt_id="q").model_dump_json(), "prompt 'q' is not in"),
         ("labels/choices.jsonl", make_choice(0, "a", "a", dimension="motion").model_dump_json(), "no human choice on"),
+        ("labels/ratings.jsonl", make_ratings()[0].model_dump_json().replace('"c0"', '"z"'), "no clip 'z'"),
+        ("before.json", "{}", "before.json: own: Field required"),
         ("prompts.jsonl", "{", "not a readable jsonl table"),
     ],
 )

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualipo.artifacts import digest, write_json
+from dualipo.artifacts import digest, read_json, write_json
 from dualipo.config import Config, parse_config
 from dualipo.errors import UserError
 from dualipo.media.sheets import contact_sheet, side_by_side
@@ -346,10 +346,11 @@ def observed(score: float, agrees: float) -> dict:
 
 def test_what_stands_beside_the_critic_is_shown_only_where_it_is(run, tmp_path):
     runs, gathered, page = run
-    assert "VideoReward" not in page and gathered["baselines"] == {"videoreward": None, "external": {}}
+    assert "VideoReward" not in page and gathered["baselines"] == {"trivial": None, "videoreward": None, "external": {}}
     shutil.copytree(runs, tmp_path / "runs")
     write_model(tmp_path / "runs/base/reward", "reward")
     baselines = {"videoreward": agreement(0.768), "external": {"visionreward": agreement(0.641)}}
+    baselines["trivial"] = {"most_frequent": agreement(0.443), "coin": agreement(0.278)}
     write_json(tmp_path / "runs/base/baselines.json", baselines)
     # In round 3 the critic's score of clips is raised while VideoReward's falls and sides with losers.
     for name, seen in {"1": (0.1, 0.8), "2": (0.15, 0.55), "3": (-0.3, 0.35)}.items():
@@ -363,6 +364,7 @@ def test_what_stands_beside_the_critic_is_shown_only_where_it_is(run, tmp_path):
     critic = text_of(page, "critic")
     assert "VideoReward 76.8 [71.8, 81.8] 79.8" in critic and "visionreward (its scores, added up) 64.1" in critic
     assert "it only looks on" in critic and "2 rows stand for comparison" in critic
+    assert "Always the seed labels' most frequent 44.3" in critic and "A coin 27.8" in critic
     labels = text_of(page, "labels")
     assert "Critic's mean score" in labels and "-0.30 [-0.40, -0.20] 35.0" in labels
     warned = [text for text in gathered["warnings"] if "VideoReward" in text]
@@ -376,6 +378,21 @@ def test_what_stands_beside_the_critic_is_shown_only_where_it_is(run, tmp_path):
     in_place = collect(parse_config({"train_reward": {"enabled": True}, "prefer": {"scorer": "videoreward"}}), runs)
     page = render(in_place)
     assert "preferences by VideoReward" in page and "VideoReward's mean score of candidates" in text_of(page, "labels")
+
+
+def test_agreement_in_parts_stands_beside_peoples_own(run, tmp_path):
+    runs, _, page = run
+    assert "parts-table" not in page
+    shutil.copytree(runs, tmp_path / "runs")
+    found = read_json(tmp_path / "runs/3/agreement.json")
+    around = {"low": 0.6, "high": 0.9, "items": 20}
+    found["by_question"] = [{"question": "choice/overall", "mean": 0.84, **around}]
+    found["by_category"] = [{"category": "scene", "value": "dark", "mean": 0.66, **around}]
+    people = {"question": "choice/overall", "mean": 0.91, "alpha": 0.725, "level": "nominal", "annotators": 3}
+    write_json(tmp_path / "runs/3/agreement.json", {**found, "people": [{**people, **around}]})
+    critic = text_of(render(collect(Config(), tmp_path / "runs")), "critic")
+    assert "choice/overall 20 84.0 [60.0, 90.0] 91.0 [60.0, 90.0] 0.72 (nominal)" in critic
+    assert "scene: dark 20 66.0 [60.0, 90.0] – –" in critic
 
 
 def test_label_shares_match_the_rows(run):

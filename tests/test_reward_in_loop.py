@@ -17,6 +17,7 @@ from dualipo.critic.videoreward.model import load_videoreward
 from dualipo.critic.videoreward.settings import is_videoreward
 from dualipo.errors import UserError
 from dualipo.evaluation.agreement import measure_agreement
+from dualipo.heldout import hold_out, write_held_out
 from dualipo.records import Preference, read_rows
 from dualipo.steps import Job, Summary
 from dualipo.steps.check_reward import check_reward
@@ -30,7 +31,11 @@ ON = TrainReward(enabled=True, steps=3, batch_size=8, learning_rate=1e-3)
 def run_train(section: TrainReward, labels: Path, critic: Path, folder: Path) -> tuple[Path, Summary]:
     config, job = Config(train_reward=section), Job("base", 7, folder / "work")
     reward = folder / "reward"
-    return reward, train_reward(config, job, seed_labels=labels, critic_reference=critic, reward=reward)
+    held_out = folder / "held_out.json"
+    if section.enabled:
+        write_held_out(held_out, hold_out(["a small square", "a white cross"], []))
+    ports = {"seed_labels": labels, "critic_reference": critic, "held_out": held_out, "reward": reward}
+    return reward, train_reward(config, job, **ports)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +73,14 @@ def measure(folder: Path, labels: tuple[Path, Path], out: Path) -> dict:
 
 def test_it_and_external_models_are_measured_beside_the_critic(reward, none, labels, tmp_path):
     found = measure(reward, labels, tmp_path / "baselines.json")
-    assert found.keys() == {"videoreward"}
+    assert found.keys() == {"trivial", "videoreward"}
     assert found["videoreward"] == measure_agreement(Config(), reward, labels[1]) and found["videoreward"]["pairs"] == 6
-    assert measure(none, labels, tmp_path / "baselines.json") == {}
+    assert measure(none, labels, tmp_path / "baselines.json") == {"trivial": found["trivial"]}
     own = write_labels(tmp_path / "seed", ["a pillar", "a blue bar"]), write_labels(tmp_path / "test", ["a square"])
     for folder in own:
         write_scores(folder / "scores/brightness.csv", folder)
     found = measure(none, own, tmp_path / "baselines.json")
-    assert found.keys() == {"external"} and found["external"]["brightness"]["agreement"]["mean"] == 1.0
+    assert found.keys() == {"trivial", "external"} and found["external"]["brightness"]["agreement"]["mean"] == 1.0
     (own[1] / "scores/brightness.csv").unlink()
     with pytest.raises(
         UserError, match=r"test/scores/brightness.csv: missing; score the seed clips and the test clips"

@@ -19,7 +19,6 @@ from cluster_api import ClusterApi
 from mlflow import MlflowClient, MlflowException
 from projects import Project, Run, begin
 from serving import kubeconfig, serving
-from small import shrink
 from warm import Warm
 
 from dualipo.artifacts import digest
@@ -31,6 +30,7 @@ from dualipo.errors import UserError
 from dualipo.pipeline.data import MEMBERS, fetch
 from dualipo.tracking import Tracker
 from dualipo.tracking.promotion import history, promote, rollback
+from dualipo.world.shrink import shrink
 
 pytestmark = pytest.mark.skipif(bool(servers.lacking()), reason=servers.lacking())
 

@@ -384,6 +384,7 @@ def test_the_step_trains_against_the_reference_asked_for(generator_folder, folde
     out = {"candidate": tmp_path / "candidate", "curves": tmp_path / "curves.csv"}
     summary = align(
         config, Job("1", 0, tmp_path / "work"), preferences=folders["full"], candidates=folders["candidates"],
+        held_out=folders["held_out"],
         real_clips=folders["real"], generator=generator_folder, base_generator=base, **out,
     )  # fmt: skip
     assert opened == [generator_folder, base if reference == "base" else generator_folder]
@@ -401,7 +402,8 @@ def test_without_preferences_the_incumbents_weights_go_on(generator_folder, fold
     out = {"candidate": tmp_path / "candidate", "curves": tmp_path / "curves.csv"}
     summary = align(
         Config(align=SECTION.model_copy(update={"loss": kind})), Job("1", 0, tmp_path / "work"),
-        preferences=folders["empty"], candidates=folders["candidates"], real_clips=folders["real"],
+        preferences=folders["empty"], candidates=folders["candidates"],
+        held_out=folders["held_out"], real_clips=folders["real"],
         generator=generator_folder, base_generator=generator_folder, **out,
     )  # fmt: skip
     assert summary.metrics == {"preferences": 0.0}

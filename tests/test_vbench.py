@@ -28,11 +28,12 @@ from dualipo.evaluation.vbench.prompts import official, official_texts
 from dualipo.evaluation.vbench.resampling import by_prompt_rows, by_prompt_table, intervals, paired_total
 from dualipo.evaluation.vbench.results import read_results
 from dualipo.evaluation.vbench.suite import write_archive
+from dualipo.heldout import hold_out, require_apart
 from dualipo.media.store import ClipStore, read_bytes
 from dualipo.steps import GIVEN, GRAPH
 from dualipo.steps.prompts import held_out_texts
 from dualipo.steps.sharding import Shard
-from dualipo.steps.start import check_captions
+from dualipo.steps.start import measured_texts
 
 torch.set_num_threads(1)
 SECTION = {"suite": "vbench", "vbench_prompts": 1, "steps": 1, "bootstrap": 50}
@@ -563,10 +564,11 @@ def test_vbenchs_prompts_are_never_drawn(repository, benchmark, tmp_path):
     assert len(held_out - official_texts()) > 0
 
 
-def test_a_caption_of_vbench_is_refused(tmp_path):
-    (tmp_path / "captions.csv").write_text("clip,prompt\na.mp4,a person is swimming\nb.mp4,a red car\n")
-    with pytest.raises(UserError, match=r"caption .* is a prompt of VBench"):
-        check_captions(tmp_path)
+def test_a_caption_of_vbench_is_refused():
+    captions = {"real": ["a red car on its way", "A person is  swimming."]}
+    require_apart(hold_out([], measured_texts(["a red bar"], vbench=False)), captions)
+    with pytest.raises(UserError, match=r"real: prompt 'A person is  swimming\.' also stands in the benchmark"):
+        require_apart(hold_out([], measured_texts(["a red bar"], vbench=True)), captions)
 
 
 # ---- parameters

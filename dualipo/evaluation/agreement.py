@@ -9,13 +9,15 @@ from typing import Any
 from dualipo.config import Config
 from dualipo.critic.asking import Asking, ask, pooled
 from dualipo.critic.base import load_critic
-from dualipo.critic.data import read_human, see_files
+from dualipo.critic.data import see_files
+from dualipo.critic.questions import human_answers
 from dualipo.critic.videoreward.settings import is_videoreward
 from dualipo.critic.voting import INVALID, majority
 from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import interval
 from dualipo.evaluation.calibration import agreement_of_scores
-from dualipo.records import CHOICES, DIMENSIONS
+from dualipo.evaluation.people import agreement_of_people, by_category, by_question, read_categories
+from dualipo.records import CHOICES, DIMENSIONS, read_labels
 from dualipo.steps import derive_seed
 
 
@@ -24,14 +26,18 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
 
     `agreement` counts three classes: A, B and tie, where a pair whose votes are tied is a tie. `ties_excluded` counts
     the pairs on which people chose, by which clip got more votes; equal votes count half. Intervals resample prompts.
-    Every critic of an experiment is asked with the same random stream. A VideoReward gives scores, which thresholds
-    from the seed labels turn into verdicts. Raises UserError where the test set has no pairs.
+    `by_question` and, where the test set's folder says categories (`people.PROMPTS`), `by_category` tell the parts, the
+    latter of pairs; `people` how far the annotators agree with each other. Every critic of an experiment is asked with
+    the same random stream. A VideoReward gives scores, which thresholds from the seed labels turn into verdicts. Raises
+    UserError where the test set has no pairs.
     """
     seed = derive_seed(config.experiment.seed, "agreement")
     if is_videoreward(critic):
         return _reward_agreement(critic, test_labels, config.check_critic.batch_size, seed)
     model = load_critic(critic)
-    answered = read_human(test_labels)
+    rated_by_people, chosen_by_people = read_labels(test_labels)
+    rows = [*rated_by_people, *chosen_by_people]
+    answered = human_answers(rows)
     features = see_files(model, test_labels, [clip for item in answered for clip in item.question.clips])
     how = Asking(
         config.check_critic.paths, config.label.temperature, config.label.max_new_tokens, config.check_critic.batch_size
@@ -54,12 +60,9 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
             lead = together[item.verdict] - together["b" if item.verdict == "a" else "a"]
             chosen.append((item.question.prompt, 1.0 if lead > 0 else 0.5 if lead == 0 else 0.0))
     rated = ask(model, [item.question for item in ratings], features, how, seed)
+    alike = [float(vote.verdict == item.verdict) for item, vote in zip(ratings, rated, strict=True)]
     by_dimension = {
-        dimension: [
-            vote.verdict == item.verdict
-            for item, vote in zip(ratings, rated, strict=True)
-            if item.question.dimension == dimension
-        ]
+        dimension: [hit for item, hit in zip(ratings, alike, strict=True) if item.question.dimension == dimension]
         for dimension in DIMENSIONS
     }
     return {
@@ -72,6 +75,9 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
         "order_consistency": consistent / len(pairs),
         "rating_agreement": {d: sum(hits) / len(hits) if hits else None for d, hits in by_dimension.items()},
         "confusion": {word: dict(counts) for word, counts in confusion.items()},
+        "by_question": by_question([*pairs, *ratings], [*agrees, *alike], seed),
+        "by_category": by_category(pairs, agrees, read_categories(test_labels), seed),
+        "people": agreement_of_people(rows, seed),
     }
 
 
@@ -82,10 +88,12 @@ def _reward_agreement(critic: Path, test_labels: Path, batch_size: int, seed: in
     model = load_videoreward(critic)
     if model.settings.calibration is None:
         raise UserError(f"{critic}: this VideoReward has no thresholds; calibrate it with `dualipo reward train`")
-    answered = read_human(test_labels)
+    rated, chosen = read_labels(test_labels)
+    answered = human_answers([*rated, *chosen])
     asked = list(dict.fromkeys((i.question.prompt, clip) for i in answered for clip in i.question.clips))
     scores = model.scores(asked, model.see(ClipFiles(test_labels, [clip for _, clip in asked])), batch_size)
-    return agreement_of_scores(answered, scores, model.settings.calibration, seed)
+    found = agreement_of_scores(answered, scores, model.settings.calibration, seed, read_categories(test_labels))
+    return {**found, "people": agreement_of_people([*rated, *chosen], seed)}
 
 
 def _words(votes: dict[str, int]) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from dualipo.critic.questions import Answered
 from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import interval
+from dualipo.evaluation.people import by_category, by_question
 from dualipo.evaluation.ties import calibrate_ratings, calibrate_ties, ratings_at, ties_excluded_hits, verdicts_at
 from dualipo.records import CHOICES, DIMENSIONS
 
@@ -72,7 +73,11 @@ def differences(pairs: Sequence[Answered], scores: Scores) -> list[float]:
 
 
 def agreement_of_scores(
-    answered: Sequence[Answered], scores: Scores, calibration: Calibration, seed: int
+    answered: Sequence[Answered],
+    scores: Scores,
+    calibration: Calibration,
+    seed: int,
+    categories: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """What `measure_agreement` says of a generative critic, of scores.
 
@@ -90,26 +95,34 @@ def agreement_of_scores(
     ]
     prompts = [item.question.prompt for item in pairs]
     hits = [(p, hit) for p, hit in zip(prompts, ties_excluded_hits(gaps, people), strict=True) if hit is not None]
+    agrees = [float(f == p) for f, p in zip(found, people, strict=True)]
+    rated = [(i, hit) for d in DIMENSIONS for i, hit in _rated(answered, scores, calibration, d)]
     confusion = {word: Counter(f for f, p in zip(found, people, strict=True) if p == word) for word in CHOICES}
     return {
-        "agreement": interval([float(f == p) for f, p in zip(found, people, strict=True)], prompts, seed),
+        "agreement": interval(agrees, prompts, seed),
         "ties_excluded": interval([hit for _, hit in hits], [prompt for prompt, _ in hits], seed) if hits else None,
         "pairs": len(pairs),
         "ties": people.count("tie") / len(pairs),
         "order_consistency": 1.0,
-        "rating_agreement": {d: _rating_agreement(answered, scores, calibration, d) for d in DIMENSIONS},
+        "rating_agreement": {
+            d: float(np.mean(own)) if (own := [hit for i, hit in rated if i.question.dimension == d]) else None
+            for d in DIMENSIONS
+        },
         "confusion": {word: dict(counts) for word, counts in confusion.items()},
         "tie_threshold": {d: calibration.tie_threshold(d) for d in sorted({i.question.dimension for i in pairs})},
+        "by_question": by_question([*pairs, *(i for i, _ in rated)], [*agrees, *(hit for _, hit in rated)], seed),
+        "by_category": by_category(pairs, agrees, categories or {}, seed),
     }
 
 
-def _rating_agreement(
+def _rated(
     answered: Sequence[Answered], scores: Scores, calibration: Calibration, dimension: str
-) -> float | None:
+) -> list[tuple[Answered, float]]:
+    """Each rated item of the dimension, and 1 where the scores rate it as people do."""
     own = [i for i in answered if i.question.topic == f"rating/{dimension}"]
     if not own:
-        return None
+        return []
     found = ratings_at(
         [scores[i.question.prompt, i.question.clips[0]][dimension] for i in own], calibration.cuts(dimension)
     )
-    return float(np.mean([f == i.verdict for f, i in zip(found, own, strict=True)]))
+    return [(i, float(f == i.verdict)) for f, i in zip(found, own, strict=True)]

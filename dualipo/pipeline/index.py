@@ -115,6 +115,6 @@ def download(uri: str, target: Path, folder_wanted: bool) -> None:
                 files.get_file(name, str(local))
         else:
             files.get_file(path, str(target))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each store's library has errors of its own: no connection is none of the system's
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{uri}: cannot be read ({reason}); check the address and its credentials") from error

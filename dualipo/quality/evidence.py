@@ -75,6 +75,8 @@ class Agreement(Lenient):
 
     agreement: Interval
     pairs: int = Field(ge=0)
+    rating_agreement: dict[str, float | None] = {}
+    """By dimension; null where people rated nothing."""
 
 
 class Scores(Lenient):
@@ -83,10 +85,18 @@ class Scores(Lenient):
     suite: str
     total: Interval | None
     """Null, or of null mean, where a dimension is missing."""
+    dimensions: dict[str, dict[str, Any] | None] = {}
+    """Null where nothing was measured."""
+    prompts: int | None = None
 
     @property
     def mean(self) -> float | None:
         return self.total.mean if self.total else None
+
+    @property
+    def measured(self) -> set[str]:
+        """Names of the dimensions that have a mean."""
+        return {name for name, found in self.dimensions.items() if found and found.get("mean") is not None}
 
 
 Model = TypeVar("Model", bound=BaseModel)

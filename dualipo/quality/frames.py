@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from scipy.stats import entropy
 
-from dualipo.critic.voting import majority
+from dualipo.critic.voting import Kind, expected_rating, majority, parse_verdict
 from dualipo.errors import UserError
 from dualipo.quality.evidence import Agreement
+from dualipo.quality.profile import vote_entropy
 from dualipo.records import (
     CHOICES,
     RATINGS,
@@ -50,15 +53,31 @@ def prompts_frame(prompts: Sequence[Prompt], targets: Targets) -> pd.DataFrame:
 
 
 def ratings_frame(ratings: Sequence[PseudoRating]) -> pd.DataFrame:
-    return table(ratings, ("clip", "prompt_id", "dimension", "verdict", "certainty", "kept"))
+    """Beside the rows' own fields: `voted`, the votes' majority, and what `_paths` adds."""
+    frame = table(ratings, ("clip", "prompt_id", "dimension", "verdict", "certainty", "kept"))
+    frame["voted"] = [majority(_words(rating.votes), "rating") for rating in ratings]
+    return _paths(frame, ratings, "rating")
 
 
 def choices_frame(choices: Sequence[PseudoChoice]) -> pd.DataFrame:
-    """Beside the rows' own fields: `pair`, the same for both listings of two clips on one dimension."""
+    """Beside the rows' own fields: `pair`, the same for both listings of two clips on one dimension, and what `_paths`
+    adds. Votes of both orders together may have another majority than each order has."""
     fields = ("clip_a", "clip_b", "prompt_id", "dimension", "verdict", "forward", "backward", "consistent")
     frame = table(choices, (*fields, "certainty", "kept"))
     frame["pair"] = [f"{unordered(c.clip_a, c.clip_b)}, {c.dimension}" for c in choices]
+    return _paths(frame, choices, "choice")
+
+
+def _paths(frame: pd.DataFrame, labels: Sequence[PseudoRating] | Sequence[PseudoChoice], kind: Kind) -> pd.DataFrame:
+    """Adds `chosen_says` and `rejected_says`: the verdicts that the two reasoning paths, which the critic learns, end
+    in; null where there is no path, or no verdict in it."""
+    frame["chosen_says"] = [parse_verdict(label.chosen, kind) for label in labels]
+    frame["rejected_says"] = [label.rejected and parse_verdict(label.rejected, kind) for label in labels]
     return frame
+
+
+def _words(votes: Mapping[str, int]) -> list[str]:
+    return [word for word, count in votes.items() for _ in range(count)]
 
 
 def preferences_frame(pairs: Sequence[Preference]) -> pd.DataFrame:
@@ -73,13 +92,21 @@ def unordered(first: str, second: str) -> str:
     return " / ".join(sorted((first, second)))
 
 
-def agreement_frame(agreement: Agreement, incumbent: Agreement | None) -> pd.DataFrame:
-    """One row: `agreement`, `pairs`, and `drop` against the incumbent where there is one."""
+def agreement_frame(agreement: Agreement, incumbent: Agreement | None, bound: str = "mean") -> pd.DataFrame:
+    """One row: `agreement`, `pairs`, and where there is an incumbent `drop` against it, and `rating_drop_<dimension>`;
+    with bound `low` also `agreement_low`, the lower end of the agreement's interval."""
     mean = agreement.agreement.mean
     row: dict[str, float | int | None] = {"agreement": mean, "pairs": agreement.pairs}
+    if bound == "low":
+        row["agreement_low"] = agreement.agreement.low
     if incumbent is not None:
         before = incumbent.agreement.mean
         row["drop"] = None if mean is None or before is None else before - mean
+        rated = agreement.rating_agreement
+        for dimension, share_before in incumbent.rating_agreement.items():
+            if share_before is not None:
+                share_now = rated.get(dimension)
+                row[f"rating_drop_{dimension}"] = None if share_now is None else share_before - share_now
     return pd.DataFrame([row])
 
 
@@ -119,6 +146,72 @@ def balance_frame(
                 even = (reference["a"] + reference["b"]) / 2
                 reference = {**reference, "a": even, "b": even}
             row[f"kl_{kind}_{dimension}"] = divergence(kept[dimension], reference, words)
+    return pd.DataFrame([row])
+
+
+def health_frame(
+    ratings: Sequence[PseudoRating],
+    choices: Sequence[PseudoChoice],
+    drifts: Mapping[str, float | None],
+    duplicates: float | None,
+) -> pd.DataFrame:
+    """One row of numbers on the pseudo-labels as a whole, null where there is nothing to compute one from.
+
+    `vote_entropy_<kind>` (`profile.vote_entropy`; left out where every question got one vote: then nothing voted),
+    `kept_share_<kind>`, `certainty_spread_<kind>`, the distance between the certainties' 10 and 90 percent quantiles,
+    `choices_follow_ratings` (left out where no pair of rated clips was decided),
+    `drift_rating_<dimension>` and `drift_choice_<dimension>` of `profile.drift`, and `duplicate_clips`, as given.
+    """
+    row: dict[str, float | None] = {}
+    for kind, labels in (("ratings", ratings), ("choices", choices)):
+        if (guessed := vote_entropy(label.votes for label in labels)) is not None:
+            row[f"vote_entropy_{kind}"] = guessed
+        row[f"kept_share_{kind}"] = share(sum(label.kept for label in labels), len(labels))
+        low, high = np.quantile([label.certainty for label in labels], [0.1, 0.9]) if labels else (None, None)
+        row[f"certainty_spread_{kind}"] = None if low is None else float(high - low)
+    if (followed := choices_follow_ratings(ratings, choices)) is not None:
+        row["choices_follow_ratings"] = followed
+    row |= {f"drift_{topic.replace('/', '_')}": value for topic, value in drifts.items()}
+    return pd.DataFrame([{**row, "duplicate_clips": duplicates}])
+
+
+def choices_follow_ratings(ratings: Sequence[PseudoRating], choices: Sequence[PseudoChoice]) -> float | None:
+    """Of choices for one of two clips, kept or not, the share whose clip the same critic rates higher, in the mean over
+    the dimensions and paths; equal ratings count half. Chance is 0.5, and labels of one kind turned round fall below.
+    Null where no such choice is between rated clips."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for rating in ratings:
+        if any(rating.votes.get(word) for word in RATINGS):
+            scores[rating.clip].append(expected_rating(rating.votes))
+    hits = []
+    for choice in choices:
+        if choice.verdict != "tie" and choice.clip_a in scores and choice.clip_b in scores:
+            lead = float(np.mean(scores[choice.clip_a]) - np.mean(scores[choice.clip_b]))
+            signed = lead if choice.verdict == "a" else -lead
+            hits.append(0.5 if signed == 0 else float(signed > 0))
+    return share(sum(hits), len(hits))
+
+
+def duplicate_share(contents: Iterable[bytes]) -> float | None:
+    """Share of clips whose file another clip has too, byte for byte; null without clips."""
+    counts = Counter(hashlib.sha256(content).digest() for content in contents)
+    return share(sum(count for count in counts.values() if count > 1), counts.total())
+
+
+def coverage_frame(
+    prompts: Sequence[Prompt], ratings: Sequence[PseudoRating], choices: Sequence[PseudoChoice], targets: Targets
+) -> pd.DataFrame:
+    """One row: for each value of each targeted category, the share of kept labels whose prompt has it, divided by the
+    target share: 1 is as asked, 0 a value that nothing is learnt about. Values of target 0 are left out; null where
+    nothing is kept."""
+    categories = {prompt.id: prompt.categories for prompt in prompts}
+    kept = [categories[label.prompt_id] for label in (*ratings, *choices) if label.kept]
+    row = {
+        indicator(category, value): share(sum(own.get(category) == value for own in kept), len(kept) * target)
+        for category, shares in targets.items()
+        for value, target in shares.items()
+        if target > 0
+    }
     return pd.DataFrame([row])
 
 

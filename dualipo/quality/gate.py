@@ -72,7 +72,7 @@ def critic_gate(
     from dualipo.quality.suites import agreement_suite
 
     before = None if incumbent is None else parse(Agreement, incumbent, "incumbent critic's agreement")
-    frame = agreement_frame(parse(Agreement, agreement, "critic candidate's agreement"), before)
+    frame = agreement_frame(parse(Agreement, agreement, "critic candidate's agreement"), before, section.bound)
     return run_gate(folder, {"agreement": (frame, agreement_suite(list(frame), section))})
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dualipo.config import CheckCritic, CheckLabels, Prefer
+from dualipo.config import CheckCritic, CheckLabels, Label, Prefer
 from dualipo.quality.frames import Targets, indicator
 from dualipo.records import CHOICES, DIMENSIONS, RATINGS
 
@@ -47,35 +47,35 @@ def prompts_suite(count: int, targets: Targets, section: CheckLabels) -> Expecta
     return _suite("prompts", checks)
 
 
-def ratings_suite() -> ExpectationSuite:
-    """Pseudo-ratings: whole, of known verdicts, one for each clip and dimension."""
+def ratings_suite(section: Label) -> ExpectationSuite:
+    """Pseudo-ratings: whole, of known verdicts, one for each clip and dimension, each what its paths voted for and its
+    text says, and kept only where the filter of `section` lets it through."""
     gxe = _expectations()
     once = {"column_list": ["clip", "dimension"]}
     return _suite(
         "ratings",
         [
-            *_labels(RATINGS, DIMENSIONS, "clip"),
+            *_labels(RATINGS, DIMENSIONS, section, "clip"),
+            _equal("a rating is its paths' majority", "verdict", "voted"),
             (gxe.ExpectCompoundColumnsToBeUnique, "a clip rated twice counts twice in training", once),
         ],
     )
 
 
-def choices_suite() -> ExpectationSuite:
-    """Pseudo-choices: whole, of known verdicts, one for each pair, and kept only where the swap changed nothing."""
+def choices_suite(section: Label) -> ExpectationSuite:
+    """Pseudo-choices: whole, of known verdicts, one for each pair, each what its text says, and kept only where the
+    swap changed nothing and the filter of `section` lets it through."""
     gxe = _expectations()
-    from great_expectations.expectations.row_conditions import Column
-
-    kept = {"row_condition": Column("kept") == True}  # noqa: E712 (builds a condition)
+    kept = _where_kept()
     swap = "only a verdict that survives swapping the two clips may be kept"
     orders = ("forward", "backward")
-    same = {"column_list": ["verdict", *orders], "ignore_row_if": "never"}
     return _suite(
         "choices",
         [
-            *_labels(CHOICES, (*DIMENSIONS, "overall"), "clip_a", "clip_b", "consistent"),
+            *_labels(CHOICES, (*DIMENSIONS, "overall"), section, "clip_a", "clip_b", "consistent"),
             *((gxe.ExpectColumnValuesToBeInSet, "no other answer exists", _in(order, CHOICES)) for order in orders),
             (gxe.ExpectColumnValuesToBeInSet, swap, {**_in("consistent", [True]), **kept}),
-            (gxe.ExpectMulticolumnValuesToBeEqual, swap, {**same, **kept}),
+            _equal(swap, "verdict", *orders, **kept),
             (
                 gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord,
                 "a clip can't be compared with itself",
@@ -101,6 +101,38 @@ def balance_suite(columns: Sequence[str], section: CheckLabels) -> ExpectationSu
     return _suite("balance", checks)
 
 
+def health_suite(columns: Sequence[str], section: CheckLabels, label: Label) -> ExpectationSuite:
+    """Votes, certainties, what is kept, drift and repeated clips, on `health_frame`'s one row with these columns."""
+    guess = "paths that vote as if at random have seen nothing"
+    alike = "a critic whose paths never part has collapsed, and leaves no pair of paths to learn from"
+    flat = "certainties that are all the same order nothing: the filter then drops or keeps by accident"
+    checks = _one_row(columns)
+    for name in columns:
+        if name.startswith("vote_entropy_"):
+            checks.append(_at_most(name, section.max_vote_entropy, guess))
+            checks.append(_at_least(name, section.min_vote_entropy, alike))
+        elif name.startswith("certainty_spread_"):
+            checks.append(_at_least(name, section.min_certainty_spread, flat))
+        elif name.startswith("kept_share_"):
+            checks.append(_at_least(name, section.min_kept_share, "what is left of so few speaks for few clips"))
+            if label.filter_by_certainty:
+                checks.append(_at_most(name, section.max_kept_share, "a filter that keeps nearly all filters nothing"))
+        elif name == "choices_follow_ratings":
+            turned = "a critic that prefers the clip it rates lower contradicts itself, or labels were turned round"
+            checks.append(_at_least(name, section.min_choices_follow_ratings, turned))
+        elif name.startswith("drift_"):
+            moved = "labels far from the last accepted set's mean that critic or clips changed abruptly"
+            checks.append(_at_most(name, section.max_drift, moved))
+    same = "clips that are copies of each other count twice, and can't be compared"
+    return _suite("health", [*checks, _at_most("duplicate_clips", section.max_duplicate_clips, same)])
+
+
+def coverage_suite(columns: Sequence[str], section: CheckLabels) -> ExpectationSuite:
+    """Kept labels speak of every kind of prompt, on `coverage_frame`'s one row with these columns."""
+    why = "a kind of prompt that few kept labels speak of is forgotten by the critic, then by the generator"
+    return _suite("coverage", [*_one_row(columns), *(_at_least(name, section.min_coverage, why) for name in columns)])
+
+
 def preferences_suite(section: Prefer) -> ExpectationSuite:
     """Preference pairs for the generator, on `preferences_frame`."""
     gxe = _expectations()
@@ -124,17 +156,22 @@ def agreement_suite(columns: Sequence[str], section: CheckCritic) -> Expectation
     checks = [
         *_one_row(columns),
         _at_least("pairs", 1, "agreement over no pairs says nothing"),
-        _at_least("agreement", section.min_agreement, weak),
+        _at_least("agreement_low" if section.bound == "low" else "agreement", section.min_agreement, weak),
     ]
     if "drop" in columns:
         why = "the candidate must not agree with people much less than the incumbent critic does"
         checks.append(_at_most("drop", section.max_drop + ROUNDING, why))
+    lost = "preferences follow the critic's ratings, and a critic whose ratings people no longer share misleads them"
+    dropped = [name for name in columns if name.startswith("rating_drop_")]
+    checks += [_at_most(name, section.max_rating_drop + ROUNDING, lost) for name in dropped]
     return _suite("agreement", checks)
 
 
-def _labels(words: Sequence[str], dimensions: Sequence[str], *others: str) -> list[Check]:
+def _labels(words: Sequence[str], dimensions: Sequence[str], section: Label, *others: str) -> list[Check]:
     """What pseudo-ratings and pseudo-choices have in common."""
     gxe = _expectations()
+    learnt = "the path that the critic learns must end in the verdict that is counted"
+    apart = {"column_list": ["chosen_says", "rejected_says"], "ignore_row_if": "any_value_is_missing"}
     certainty = "certainty is a sigmoid: 0 or 1 is a saturated estimate that filters nothing"
     bounds = {"min_value": 0, "max_value": 1, "strict_min": True, "strict_max": True}
     columns = (*others, "prompt_id", "dimension", "verdict", "certainty", "kept")
@@ -144,7 +181,29 @@ def _labels(words: Sequence[str], dimensions: Sequence[str], *others: str) -> li
         (gxe.ExpectColumnValuesToBeInSet, "no other verdict exists", _in("verdict", words)),
         (gxe.ExpectColumnValuesToBeInSet, "no other dimension is judged", _in("dimension", dimensions)),
         (gxe.ExpectColumnValuesToBeBetween, certainty, {"column": "certainty", **bounds}),
+        _equal(learnt, "verdict", "chosen_says"),
+        (gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord, "two paths of one verdict are no preference", apart),
+        *_filtered(section),
     ]
+
+
+def _filtered(section: Label) -> list[Check]:
+    if not section.filter_by_certainty:
+        return []
+    why = "a label is kept only where its certainty is above `label.certainty_threshold` (Dual-IPO eq. 3)"
+    bounds = {"min_value": section.certainty_threshold, "strict_min": True, **_where_kept()}
+    return [(_expectations().ExpectColumnMinToBeBetween, why, {"column": "certainty", **bounds})]
+
+
+def _where_kept() -> dict[str, Any]:
+    from great_expectations.expectations.row_conditions import Column
+
+    return {"row_condition": Column("kept") == True}  # noqa: E712 (builds a condition)
+
+
+def _equal(why: str, *columns: str, **more: Any) -> Check:
+    arguments = {"column_list": list(columns), "ignore_row_if": "never", **more}
+    return (_expectations().ExpectMulticolumnValuesToBeEqual, why, arguments)
 
 
 def _one_row(columns: Sequence[str]) -> list[Check]:

@@ -46,6 +46,25 @@ class Scores(Format):
     """Scale and weights of the reward guidance that the clips were sampled with."""
 
 
+class Part(Interval):
+    """Agreement on one question, or on the pairs of one value of a prompt category."""
+
+    question: str | None = None
+    category: str | None = None
+    value: str | None = None
+    items: int
+
+
+class People(Interval):
+    """How far annotators agree with each other: one against the majority of the others, and Krippendorff's alpha."""
+
+    question: str
+    alpha: float | None
+    level: str
+    items: int
+    annotators: int
+
+
 class Agreement(Format):
     """agreement.json; fractions of 1."""
 
@@ -56,11 +75,22 @@ class Agreement(Format):
     order_consistency: float | None = None
     rating_agreement: dict[str, float | None] = {}
     confusion: dict[str, dict[str, int]] = {}
+    by_question: list[Part] = []
+    by_category: list[Part] = []
+    people: list[People] = []
+
+
+class Trivial(Format):
+    """Agreements of critics that look at nothing."""
+
+    most_frequent: Agreement
+    coin: Agreement
 
 
 class Baselines(Format):
-    """baselines.json: what stands beside the critic's agreement; empty in most experiments."""
+    """baselines.json: what stands beside the critic's agreement."""
 
+    trivial: Trivial | None = None
     videoreward: Agreement | None = None
     external: dict[str, Agreement] = {}
 

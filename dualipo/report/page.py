@@ -137,6 +137,7 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
         "frozen_maxes": set(FROZEN_MAXES),
         "rated": _ordered(entry["agreement"]["rating_agreement"] for entry in report["rounds"] if entry["agreement"]),
         "compared": _compared(report["baselines"]),
+        "scored": len(report["baselines"]["external"]) + bool(report["baselines"]["videoreward"]),
         "observed": any((e["preferences"] or {}).get("videoreward") for e in rounds),
         "verdict_keys": _ordered(entry["labels"]["verdicts"] for entry in rounds if entry["labels"]),
     }
@@ -144,7 +145,9 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
 
 def _compared(baselines: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Agreements that stand beside the critics', by the name to show."""
-    own = {"VideoReward": baselines["videoreward"]} if baselines["videoreward"] else {}
+    trivial = baselines["trivial"] or {}
+    own = {"Always the seed labels' most frequent" if k == "most_frequent" else "A coin": v for k, v in trivial.items()}
+    own |= {"VideoReward": baselines["videoreward"]} if baselines["videoreward"] else {}
     return own | {f"{name} (its scores, added up)": found for name, found in baselines["external"].items()}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dualipo.artifacts import atomic
 from dualipo.config import Config
 from dualipo.errors import UserError
+from dualipo.heldout import read_held_out, require_apart
 from dualipo.records import ClipScores, Desirability, Preference, RealClip, find_table, read_rows
 from dualipo.steps import Job, Summary, derive_seed
 from dualipo.training.launch import launch, needs_launch
@@ -30,6 +31,7 @@ def align(
     real_clips: Path,
     generator: Path,
     base_generator: Path,
+    held_out: Path,
     candidate: Path,
     curves: Path,
 ) -> Summary:
@@ -41,12 +43,14 @@ def align(
     are handed on: the gate on the preferences has already said so. With `latent_reward.train` a reward on noisy latents
     is trained on the same pairs, from the first blocks of the model that alignment starts from, and goes into the
     candidate's folder; without a pair the incumbent's goes on.
+
+    Raises UserError where the prompt of a preference or the caption of a real clip is held out.
     """
     section = config.align
     if needs_launch(section.training):
         paths = {
             "preferences": preferences, "candidates": candidates, "real_clips": real_clips, "generator": generator,
-            "base_generator": base_generator, "candidate": candidate, "curves": curves,
+            "base_generator": base_generator, "held_out": held_out, "candidate": candidate, "curves": curves,
         }  # fmt: skip
         return launch("align", config, job, paths, section.training.processes)
 
@@ -58,6 +62,7 @@ def align(
     from dualipo.training.ranks import world
     from dualipo.training.task import Trained
 
+    require_apart(read_held_out(held_out), _texts(preferences, real_clips))
     to_base = section.lora is not None and section.reference == "base"
     model = load_generator(base_generator if to_base else generator)
     data = _encode(model, section.loss, preferences, candidates, real_clips, job.work / "encoded")
@@ -96,6 +101,17 @@ def align(
     last = {name: points[-1][1] for name, points in result.series.items() if points}
     metrics = {**last, "preferences": float(len(data.winners)), **result.metrics}
     return Summary(metrics=metrics, curves=result.series, tags=result.tags)
+
+
+def _texts(preferences: Path, real_clips: Path) -> dict[str, list[str]]:
+    """Prompts that the generator learns from, by the folder that they stand in."""
+    pairs = read_rows(preferences / "pairs.jsonl", Preference, allow_empty=True)
+    scored = read_rows(preferences / "desirability.jsonl", Desirability, allow_empty=True)
+    captions = read_rows(find_table(real_clips, "captions"), RealClip)
+    return {
+        str(preferences): [row.prompt for row in [*pairs, *scored]],
+        str(real_clips): [row.prompt for row in captions],
+    }
 
 
 def _train_reward(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dualipo.artifacts import read_json, write_json
 from dualipo.config import Config
+from dualipo.heldout import read_held_out, require_known_test
+from dualipo.records import read_labels
 from dualipo.steps import Job, Summary
 
 
@@ -16,16 +18,26 @@ def check_critic(
     candidate: Path,
     incumbent_agreement: Path,
     test_labels: Path,
+    held_out: Path,
+    baselines: Path,
     agreement: Path,
     gate: Path,
 ) -> Summary:
-    """Writes the candidate's agreement with the human test set, and its gate's verdict."""
+    """Writes the candidate's agreement with the human test set, with the incumbent's and the baselines' beside it, and
+    its gate's verdict.
+
+    Raises UserError where the test set is not the one that training was kept away from.
+    """
     from dualipo.evaluation.agreement import measure_agreement
+    from dualipo.evaluation.baselines import beside
     from dualipo.quality.gate import critic_gate
 
+    ratings, choices = read_labels(test_labels)
+    require_known_test(read_held_out(held_out), test_labels, (row.prompt for row in [*ratings, *choices]))
     measured = measure_agreement(config, candidate, test_labels)
-    write_json(agreement, measured)
-    verdict = critic_gate(gate, measured, read_json(incumbent_agreement), config.check_critic)
+    incumbent = read_json(incumbent_agreement)
+    write_json(agreement, {**measured, "baselines": beside(read_json(baselines), incumbent)})
+    verdict = critic_gate(gate, measured, incumbent, config.check_critic)
     return Summary(metrics={**agreement_metrics(measured), "passed": float(verdict.passed)})
 
 

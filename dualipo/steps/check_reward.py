@@ -1,4 +1,4 @@
-"""Holds the VideoReward, and external models' scores, against people: what stands beside the critic's agreement."""
+"""Holds trivial critics, the VideoReward and external models' scores against people: what stands beside the critic."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from dualipo.steps import Job, Summary
 def check_reward(
     config: Config, job: Job, *, reward: Path, seed_labels: Path, test_labels: Path, baselines: Path
 ) -> Summary:
-    """Writes the agreements that there are (dualipo/evaluation/baselines.py); an empty object in most experiments."""
+    """Writes the agreements of what there is (dualipo/evaluation/baselines.py); trivial critics there always are."""
     from dualipo.evaluation.baselines import measure_baselines
     from dualipo.steps.check_critic import agreement_metrics
 
     measured = measure_baselines(config, reward, seed_labels, test_labels)
     write_json(baselines, measured)
     own = measured.get("videoreward")
-    return Summary(metrics=agreement_metrics(own) if own else {})
+    trivial = {f"trivial/{name}": found["agreement"]["mean"] for name, found in measured["trivial"].items()}
+    return Summary(metrics=trivial | (agreement_metrics(own) if own else {}))

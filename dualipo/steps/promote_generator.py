@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from dualipo.artifacts import read_json
 from dualipo.config import Config
@@ -30,10 +31,11 @@ def promote_generator(
     """Writes the generator of this round, its benchmark scores, and the decision.
 
     The candidate is promoted only if the label gate and the preference gate passed and its total score is at least the
-    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted. Where a
-    VideoReward scored the preferences, it has to agree with people as an accepted critic does
-    (`check_critic.min_agreement`). Where both scores hold every prompt's, the decision tells the difference of the
-    totals, paired by prompt, with its interval.
+    incumbent's less `promote_generator.max_drop` points. A candidate without a total is never promoted, nor one that
+    was measured in fewer dimensions, or on another number of prompts, than the incumbent. Where a VideoReward scored
+    the preferences, it has to agree with people as an accepted critic does (`check_critic.min_agreement` and `bound`).
+    Where both scores hold every prompt's, the decision tells the difference of the totals, paired by prompt, with its
+    interval.
 
     Raises UserError where a gate, scores or a model folder is missing or malformed, the two scores are of different
     suites, or the VideoReward that scored was not measured.
@@ -46,11 +48,11 @@ def promote_generator(
             "score both with the same suite"
         )
     drop = config.promote_generator.max_drop
-    faults = gate_faults(gates) + _benchmark_faults(new.mean, old.mean, drop)
+    faults = gate_faults(gates) + _benchmark_faults(new.mean, old.mean, drop) + _omissions(new, old)
     evidence = {}
     if config.prefer.scorer == "videoreward":
         required = config.check_critic.min_agreement
-        scorer = _scorer_agreement(baselines)
+        scorer = _scorer_agreement(baselines, config.check_critic.bound)
         evidence = {"scorer_agreement": scorer, "min_agreement": required}
         if scorer is None or scorer < required:
             faults.append(
@@ -88,14 +90,14 @@ def promote_generator(
     )
 
 
-def _scorer_agreement(baselines: Path) -> float | None:
+def _scorer_agreement(baselines: Path, bound: Literal["mean", "low"]) -> float | None:
     measured = read_json(baselines).get("videoreward")
     if measured is None:
         raise UserError(
             f"{baselines}: holds no agreement of the VideoReward that prefer.scorer names; run `dualipo train_reward` "
             "and `dualipo check_reward` with these parameters"
         )
-    return parse(Agreement, measured, baselines).agreement.mean
+    return getattr(parse(Agreement, measured, baselines).agreement, bound)
 
 
 def _paired(candidate_scores: Path, incumbent_scores: Path) -> dict[str, float] | None:
@@ -113,3 +115,19 @@ def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list
         lost = f"{spoken(old - new)} points below the incumbent's {spoken(old)}, and {drop:g} may be lost"
         return [f"benchmark: the candidate's total is {spoken(new)}, {lost}."]
     return []
+
+
+def _omissions(new: Scores, old: Scores) -> list[str]:
+    """A total says nothing beside another one that was made of more."""
+    faults = []
+    if missing := sorted(old.measured - new.measured):
+        faults.append(
+            f"benchmark: the candidate was not measured in {', '.join(missing)}, the incumbent was, so their totals "
+            "are not of the same things."
+        )
+    if None not in (new.prompts, old.prompts) and new.prompts != old.prompts:
+        faults.append(
+            f"benchmark: the candidate was measured on {new.prompts} prompts, the incumbent on {old.prompts}, so their "
+            "totals are not of the same prompts."
+        )
+    return faults

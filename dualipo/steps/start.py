@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualipo.artifacts import copy_folder, write_json
 from dualipo.config import Config
-from dualipo.errors import UserError
-from dualipo.records import Prompt, RealClip, find_table, read_labels, read_rows
+from dualipo.heldout import HeldOut, hold_out, require_apart, write_held_out
+from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, read_labels, read_rows
 from dualipo.steps import Job, Summary
 
 if TYPE_CHECKING:
@@ -30,26 +31,32 @@ def start(
     agreement: Path,
     scores: Path,
     benchmark_clips: Path,
+    held_out: Path,
+    label_profile: Path,
 ) -> Summary:
-    """Writes the base models' copies, the base critic's agreement and the base generator's scores.
+    """Writes the base models' copies, the base critic's agreement and the base generator's scores; the hashes of the
+    held-out prompts; and the human seed labels' profile, from which the first round's pseudo-labels may drift so far.
 
     Raises UserError where a table is malformed, a clip is missing or truncated, or a prompt of the human test set also
-    stands in the seed labels or in the benchmark, or one of the benchmark among the real clips' captions.
+    stands in the seed labels, among the real clips' captions or in the benchmark, or one of the benchmark (with
+    `evaluate.suite: vbench` of VBench too) among the captions.
     """
     from dualipo.evaluation.agreement import measure_agreement
     from dualipo.evaluation.benchmark import run_benchmark, score_metrics
+    from dualipo.quality.profile import ProfileFile, profile_humans, write_profile
     from dualipo.steps.check_critic import agreement_metrics
     from dualipo.steps.evaluate import benchmark_sheet
 
-    check_data(seed_labels, test_labels, real_clips, benchmark)
-    if config.evaluate.suite == "vbench":
-        check_captions(real_clips)
+    human, held = check_data(seed_labels, test_labels, real_clips, benchmark, config.evaluate.suite == "vbench")
     measured = measure_agreement(config, base_critic, test_labels)
     write_json(agreement, measured)
     found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
     write_json(scores, found)
     copy_folder(base_generator, generator)
     copy_folder(base_critic, critic)
+    write_held_out(held_out, held)
+    profile = profile_humans(*human)
+    write_profile(label_profile, ProfileFile(own=profile, accepted=profile))
     metrics = {**agreement_metrics(measured), **score_metrics(found)}
     return Summary(metrics=metrics, pictures=benchmark_sheet(benchmark_clips, job.work))
 
@@ -61,37 +68,33 @@ def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, *
     return benchmark_chunks(config, base_generator, benchmark, job.work)
 
 
-def check_captions(real_clips: Path) -> None:
-    """Raises UserError where a real clip's caption is one of VBench's prompts."""
-    from dualipo.evaluation.vbench.prompts import official_texts
-
-    captions = {row.prompt for row in read_rows(find_table(real_clips, "captions"), RealClip)}
-    if shared := sorted(captions & official_texts()):
-        raise UserError(f"{real_clips}: caption {shared[0]!r} is a prompt of VBench, which no generator may train on")
-
-
-def check_data(seed_labels: Path, test_labels: Path, real_clips: Path, benchmark: Path) -> None:
-    """Reads every table and decodes every clip that it names."""
+def check_data(
+    seed_labels: Path, test_labels: Path, real_clips: Path, benchmark: Path, vbench: bool = False
+) -> tuple[tuple[list[HumanRating], list[HumanChoice]], HeldOut]:
+    """Reads every table and decodes every clip that it names; returns the seed labels and what is held out."""
     from dualipo.media.video import check_clip
 
-    prompts: dict[Path, set[str]] = {}
     find_table(seed_labels, "ratings")  # only the test set does without
-    for folder in (seed_labels, test_labels):
-        ratings, choices = read_labels(folder)
-        prompts[folder] = {row.prompt for row in [*ratings, *choices]}
+    labels = {folder: read_labels(folder) for folder in (seed_labels, test_labels)}
+    prompts: dict[Path, list[str]] = {}
+    for folder, (ratings, choices) in labels.items():
+        prompts[folder] = [row.prompt for row in [*ratings, *choices]]
         named = {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}
         for clip in sorted(named):
             check_clip(folder / clip)
     real = read_rows(find_table(real_clips, "captions"), RealClip)
     for row in real:
         check_clip(real_clips / row.clip)
-    held_out = {row.text for row in read_rows(benchmark, Prompt)}
-    if shared := sorted(held_out & {row.prompt for row in real}):
-        raise UserError(
-            f"{benchmark}: prompt {shared[0]!r} is also a caption of {real_clips}; held-out prompts must be apart"
-        )
-    for other, name in ((prompts[seed_labels], f"{seed_labels}"), (held_out, f"{benchmark}")):
-        if shared := sorted(prompts[test_labels] & other):
-            raise UserError(
-                f"{test_labels}: prompt {shared[0]!r} also stands in {name}; the human test set must be apart"
-            )
+    measured = [row.text for row in read_rows(benchmark, Prompt)]
+    held_out = hold_out(prompts[test_labels], measured_texts(measured, vbench))
+    captions = {str(real_clips): [row.prompt for row in real]}
+    require_apart(held_out, {str(seed_labels): prompts[seed_labels], **captions, str(benchmark): measured}, ["test"])
+    require_apart(held_out, captions)
+    return labels[seed_labels], held_out
+
+
+def measured_texts(benchmark: Iterable[str], vbench: bool) -> list[str]:
+    """Prompts that generators are measured on: the benchmark's, and where `vbench` is the suite VBench's."""
+    from dualipo.evaluation.vbench.prompts import official_texts
+
+    return [*benchmark, *(sorted(official_texts()) if vbench else ())]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dualipo.artifacts import atomic, copy_folder
 from dualipo.config import Config
-from dualipo.records import PseudoChoice, PseudoRating, read_rows
+from dualipo.heldout import read_held_out, require_apart
+from dualipo.records import PseudoChoice, PseudoRating, read_labels, read_rows
 from dualipo.steps import Job, Summary
 from dualipo.training.launch import launch, needs_launch
 
@@ -19,15 +20,19 @@ def train_critic(
     labels: Path,
     seed_labels: Path,
     critic: Path,
+    held_out: Path,
     candidate: Path,
     curves: Path,
 ) -> Summary:
-    """Writes the critic candidate and its curves. `train_critic.algorithm: none` hands on the incumbent's weights."""
+    """Writes the critic candidate and its curves. `train_critic.algorithm: none` hands on the incumbent's weights.
+
+    Raises UserError where a label's prompt is one of the human test set, or a pseudo-label's one of the benchmark.
+    """
     section = config.train_critic
     if section.algorithm != "none" and needs_launch(section.training):
         paths = {
             "candidates": candidates, "labels": labels, "seed_labels": seed_labels, "critic": critic,
-            "candidate": candidate, "curves": curves,
+            "held_out": held_out, "candidate": candidate, "curves": curves,
         }  # fmt: skip
         return launch("train_critic", config, job, paths, section.training.processes)
 
@@ -41,10 +46,14 @@ def train_critic(
         copy_folder(critic, candidate)
         write_curves(curves, {"loss": []})
         return Summary(metrics={"pairs": 0.0, "examples": 0.0})
-    model = load_critic(critic)
-    human = human_set(model, seed_labels)
     ratings = read_rows(labels / "ratings.jsonl", PseudoRating)
     choices = read_rows(labels / "choices.jsonl", PseudoChoice)
+    held = read_held_out(held_out)
+    require_apart(held, {str(labels): (row.prompt for row in [*ratings, *choices])})
+    rated, chosen = read_labels(seed_labels)
+    require_apart(held, {str(seed_labels): (row.prompt for row in [*rated, *chosen])}, ["test"])
+    model = load_critic(critic)
+    human = human_set(model, seed_labels)
     pseudo = pseudo_set(model, candidates, [row for row in [*ratings, *choices] if row.kept])
     result = train_srpo(model, human, pseudo, section, job.work, job.seed)
     if not world().main:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dualipo.artifacts import atomic
 from dualipo.critic.data import read_human
+from dualipo.evaluation.people import PROMPTS
 from dualipo.generator.base import Generator, load_generator
 from dualipo.media.video import decode_clip, encode_clip
 from dualipo.prompts import load_space, sample_prompts
@@ -47,6 +48,7 @@ def make_data(folder: Path, generator: Path, seed: int = 0) -> None:
         taken |= {prompt.text for prompt in prompts}
         with atomic(folder / name) as temporary:
             write_human_labels(temporary, model, prompts, derive_seed(seed, name, "labels"))
+            write_rows(temporary / PROMPTS, prompts)
     with atomic(folder / "real") as temporary:
         _write_real_clips(temporary, derive_seed(seed, "real"), frozenset(taken))
 

@@ -1,4 +1,4 @@
-"""The shipped data cut down to a few prompts, labels and clips, beside the models as they are."""
+"""A data folder cut down to a few prompts, labels and clips, beside the models as they are."""
 
 from __future__ import annotations
 
