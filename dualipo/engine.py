@@ -26,9 +26,11 @@ from dualipo.artifacts import Digest, copy, digest, move, remove, replace, write
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.hub import fetch_model
+from dualipo.quality.evidence import Course, load
 from dualipo.runtime import chunk_threads, disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
-from dualipo.steps import BASE, GIVEN, GRAPH, Job, Port, Step, Summary, derive_seed
+from dualipo.steps import BASE, COURSE, GIVEN, GRAPH, Job, Port, Step, Summary, derive_seed
 from dualipo.steps.sharding import Shard, put_together, write_part
+from dualipo.steps.standing_in import SKIPPED, stand_in
 
 if TYPE_CHECKING:
     from dualipo.tracking import Artifact
@@ -57,6 +59,8 @@ class Outcome:
         title = step_title(self.step, self.round)
         if self.skipped:
             return f"{title}: up to date"
+        if SKIPPED in self.summary.tags:
+            return f"{title}: not run, {self.summary.tags[SKIPPED]}"
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(self.summary.metrics.items())[:4])
         return f"{title}: {self.seconds:.1f} s" + (f" ({metrics})" if metrics else "")
 
@@ -253,6 +257,16 @@ class _Call:
     def staged(self, port: str) -> Path:
         return self.staging / port / self.outputs[port].name
 
+    @cached_property
+    def course(self) -> Course | None:
+        """What the round before said of this one; None outside of rounds."""
+        return load(Course, self.inputs[COURSE]) if COURSE in self.inputs else None
+
+    @property
+    def taken(self) -> dict[str, Path]:
+        """The inputs that the step's function takes."""
+        return {name: path for name, path in self.inputs.items() if name in self.step.takes}
+
     # ---- stages
 
     def is_done(self) -> bool:
@@ -284,13 +298,17 @@ class _Call:
         try:
             for path in [self.work, *(path.parent for path in staged.values())]:
                 path.mkdir(parents=True, exist_ok=True)
-            if self.parts:
-                put_together(self.parts, self.step, self.fingerprint, self.work)
-            if self.given:
-                copy(self.given, self.work / GIVEN)
-            job = self._job()
             begin = time.monotonic()
-            summary = self._run(job, staged)
+            if self.course and self.course.stop:
+                summary = stand_in(self.step, self.course, self.inputs, staged)
+            else:
+                if self.parts:
+                    put_together(self.parts, self.step, self.fingerprint, self.work)
+                if self.given:
+                    copy(self.given, self.work / GIVEN)
+                job = self._job()
+                begin = time.monotonic()
+                summary = self._run(job, staged)
             seconds = time.monotonic() - begin
             for port, path in staged.items():
                 if not path.exists():
@@ -311,18 +329,19 @@ class _Call:
             remove(self.staging)
             raise
 
-    @property
+    @cached_property
     def launched(self) -> bool:
         """Whether a TrainJob does the work, on other machines: this one needs no torch then."""
-        return self.config.train_job.launcher == "kubeflow" and self.step.trains
+        asked = self.config.train_job.launcher == "kubeflow" and self.step.trains
+        return asked and not self.step.idle(self.config, self.course)
 
     def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
         if self.launched:
             from dualipo.cluster.launch import launch
 
-            return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
+            return launch(self.step.name, self.config, job, self.fingerprint, self.taken, outputs)
         with self._beside(job):
-            return self.step.function(self.config, job, **self.inputs, **outputs)
+            return self.step.function(self.config, job, **self.taken, **outputs)
 
     def _beside(self, job: Job) -> contextlib.AbstractContextManager[None]:
         """Lets other processes of this machine make chunks of the step's loop, where it has one."""
@@ -330,7 +349,7 @@ class _Call:
             return contextlib.nullcontext()
         from dualipo.beside import Loop, helped
 
-        return helped(Loop(self.step.name, self.config, job, self.inputs))
+        return helped(Loop(self.step.name, self.config, job, self.taken))
 
     def _job(self) -> Job:
         here = self.step.gpu and not self.launched
@@ -340,13 +359,14 @@ class _Call:
         return Job(self.round, self.seed, self.work)
 
     def make_part(self, part: Path) -> None:
-        """Computes the shard's chunks and moves them to `part`."""
+        """Computes the shard's chunks, none in a round that does not happen, and moves them to `part`."""
         assert self.shard
         self.work.mkdir(parents=True, exist_ok=True)
-        job = self._job()
-        chunks = self.step.chunks(self.config, job, **self.inputs)
-        with self._beside(job):
-            chunks.make(self.shard.indices(len(chunks)))
+        if not (self.course and self.course.stop):
+            job = self._job()
+            chunks = self.step.chunks(self.config, job, **self.taken)
+            with self._beside(job):
+                chunks.make(self.shard.indices(len(chunks)))
         write_part(self.work, self.step, self.fingerprint, self.shard)
         part.parent.mkdir(parents=True, exist_ok=True)
         move(self.work, part)

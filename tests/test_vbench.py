@@ -23,9 +23,10 @@ from dualipo.engine import execute, execute_shard
 from dualipo.errors import UserError
 from dualipo.evaluation.benchmark import score_metrics
 from dualipo.evaluation.suites import open_suite
+from dualipo.evaluation.paired import by_prompt_rows, by_prompt_table, paired_total
 from dualipo.evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from dualipo.evaluation.vbench.prompts import official, official_texts
-from dualipo.evaluation.vbench.resampling import by_prompt_rows, by_prompt_table, intervals, paired_total
+from dualipo.evaluation.vbench.resampling import intervals
 from dualipo.evaluation.vbench.results import read_results
 from dualipo.evaluation.vbench.suite import write_archive
 from dualipo.media.store import ClipStore, read_bytes

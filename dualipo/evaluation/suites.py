@@ -10,6 +10,7 @@ from typing import Any
 from dualipo.artifacts import write_json_lines
 from dualipo.config import Config
 from dualipo.evaluation.bootstrap import interval
+from dualipo.evaluation.paired import TOTAL, by_prompt_rows
 from dualipo.media.store import ClipStore
 from dualipo.records import Prompt, read_rows
 from dualipo.steps import derive_seed
@@ -92,7 +93,17 @@ class SmallWorld(Suite):
             "dimensions": {name: summarise(name) for name in DIMENSIONS},
             "prompts": len(prompts),
             "clips": len(rows),
+            "by_prompt": by_prompt_rows({TOTAL: _by_prompt(rows)}),
         }
+
+
+def _by_prompt(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+    """Sum and number of the totals of each prompt's clips."""
+    found: dict[str, tuple[float, int]] = {}
+    for row in rows:
+        total, count = found.get(row["prompt_id"], (0.0, 0))
+        found[row["prompt_id"]] = (total + row["total"], count + 1)
+    return found
 
 
 def write_clip_scores(clips: Path, rows: Iterable[Mapping[str, Any]]) -> None:

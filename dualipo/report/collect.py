@@ -14,7 +14,7 @@ from dualipo import __version__
 from dualipo.artifacts import INDEX, Digest, digest, read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.evaluation.vbench.resampling import paired_total
+from dualipo.evaluation.paired import paired_total
 from dualipo.media.store import MANIFEST, ClipStore
 from dualipo.media.video import encode_clip
 from dualipo.quality.evidence import Decision, Verdict
@@ -261,23 +261,8 @@ def _gain(runs: Path, final: str, resamples: int) -> dict[str, Any] | None:
     if final == BASE:
         return None
     before, after = read_json(runs / BASE / "scores.json"), read_json(runs / final / "scores.json")
-    if "by_prompt" in before:
-        found = paired_total(before, after, 0, resamples)
-        return found and {**found, "prompts": before["prompts"]}
-    totals = []
-    for name in (BASE, final):
-        by_prompt: dict[str, list[float]] = {}
-        for row in _clip_scores(runs / name / "benchmark_clips").values():
-            if row["total"] is not None:
-                by_prompt.setdefault(row["prompt_id"], []).append(row["total"])
-        totals.append({prompt: float(np.mean(values)) for prompt, values in by_prompt.items()})
-    shared = [prompt for prompt in totals[0] if prompt in totals[1]]
-    if not shared:
-        return None
-    gains = np.array([totals[1][prompt] - totals[0][prompt] for prompt in shared])
-    draws = np.random.default_rng(0).integers(len(gains), size=(resamples, len(gains)))
-    low, high = np.percentile(gains[draws].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(gains.mean()), "low": float(low), "high": float(high), "prompts": len(gains)}
+    found = paired_total(before, after, 0, resamples)
+    return found and {**found, "prompts": before["prompts"]}
 
 
 def pick_pairs(base: ClipStore, final: ClipStore, limit: int = MAX_PAIRS) -> list[tuple[Clip, Clip]]:

@@ -30,14 +30,18 @@ def start(
     agreement: Path,
     scores: Path,
     benchmark_clips: Path,
+    settlement: Path,
+    next_course: Path,
 ) -> Summary:
-    """Writes the base models' copies, the base critic's agreement and the base generator's scores.
+    """Writes the base models' copies, the base critic's agreement, the base generator's scores, and what the rounds go
+    on from.
 
     Raises UserError where a table is malformed, a clip is missing or truncated, or a prompt of the human test set also
     stands in the seed labels or in the benchmark, or one of the benchmark among the real clips' captions.
     """
     from dualipo.evaluation.agreement import measure_agreement
     from dualipo.evaluation.benchmark import run_benchmark, score_metrics
+    from dualipo.quality.settlement import begin
     from dualipo.steps.check_critic import agreement_metrics
     from dualipo.steps.evaluate import benchmark_sheet
 
@@ -48,6 +52,7 @@ def start(
     write_json(agreement, measured)
     found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
     write_json(scores, found)
+    begin(found, measured, settlement, next_course)
     copy_folder(base_generator, generator)
     copy_folder(base_critic, critic)
     metrics = {**agreement_metrics(measured), **score_metrics(found)}
