@@ -1,7 +1,7 @@
 """align: align the generator with the preferences (Diffusion-DPO or Diffusion-KTO)."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
@@ -18,6 +18,7 @@ def align(
     real_clips: Input[Dataset],
     generator: Input[Model],
     base_generator: Input[Model],
+    course: Input[Artifact],
     candidate: Output[Model],
     curves: Output[Dataset],
 ) -> None:

@@ -16,6 +16,7 @@ def check_critic(
     candidate: Input[Model],
     incumbent_agreement: Input[ClassificationMetrics],
     test_labels: Input[Dataset],
+    course: Input[Artifact],
     agreement: Output[ClassificationMetrics],
     gate: Output[Artifact],
 ) -> None:

@@ -15,6 +15,7 @@ def check_labels(
     prompts: Input[Dataset],
     labels: Input[Dataset],
     seed_labels: Input[Dataset],
+    course: Input[Artifact],
     gate: Output[Artifact],
 ) -> None:
     """Great Expectations on the prompts and the pseudo-labels."""

@@ -17,6 +17,8 @@ def gather_base(
     baselines: Input[Metrics],
     scores: Input[Metrics],
     benchmark_clips: Input[Dataset],
+    settlement: Input[Artifact],
+    course: Input[Artifact],
     runs: Output[Dataset],
 ) -> None:
     """The base models' measurements."""
@@ -39,8 +41,8 @@ def gather_round(
     critic_curves: Input[Dataset],
     critic_candidate_agreement: Input[ClassificationMetrics],
     critic_gate: Input[Artifact],
-    critic: Input[Model],
-    agreement: Input[ClassificationMetrics],
+    accepted_critic: Input[Model],
+    accepted_agreement: Input[ClassificationMetrics],
     critic_decision: Input[Artifact],
     preferences: Input[Dataset],
     preference_gate: Input[Artifact],
@@ -51,6 +53,10 @@ def gather_round(
     generator: Input[Model],
     scores: Input[Metrics],
     generator_decision: Input[Artifact],
+    critic: Input[Model],
+    agreement: Input[ClassificationMetrics],
+    settlement: Input[Artifact],
+    course: Input[Artifact],
     runs: Output[Dataset],
 ) -> None:
     """The rounds before and this one."""

@@ -1,7 +1,7 @@
 """train_critic: refine the critic on human seed labels and kept pseudo-labels (SRPO)."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
@@ -16,6 +16,7 @@ def train_critic(
     labels: Input[Dataset],
     seed_labels: Input[Dataset],
     critic: Input[Model],
+    course: Input[Artifact],
     candidate: Output[Model],
     curves: Output[Dataset],
 ) -> None:

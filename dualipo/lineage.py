@@ -130,8 +130,9 @@ def _line(node: Node) -> str:
         parts.append(node.origin or "made by no recorded step")
     if node.version:
         aliases = "".join(f" @{alias}" for alias in node.version.aliases)
-        rejected = " (rejected)" if node.version.tags.get("status") == "rejected" else ""
-        parts.append(f"= {node.version.label}{aliases}{rejected}")
+        status = node.version.tags.get("status", "")
+        refused = f" ({status.replace('_', ' ')})" if status in ("rejected", "rolled_back") else ""
+        parts.append(f"= {node.version.label}{aliases}{refused}")
     if node.repeated:
         parts.append("(see above)")
     return "  ".join(parts)

@@ -22,8 +22,8 @@ from dualipo.config import Config, load_config, parse_config
 from dualipo.engine import execute, execute_shard
 from dualipo.errors import UserError
 from dualipo.evaluation.benchmark import score_metrics
-from dualipo.evaluation.suites import open_suite
 from dualipo.evaluation.paired import by_prompt_rows, by_prompt_table, paired_total
+from dualipo.evaluation.suites import open_suite
 from dualipo.evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from dualipo.evaluation.vbench.prompts import official, official_texts
 from dualipo.evaluation.vbench.resampling import intervals

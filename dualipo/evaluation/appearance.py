@@ -65,7 +65,7 @@ def distinctness(small: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def by_prompt(clips: Path) -> list[list[Any]]:
-    """[prompt id, STATISTICS] of each prompt of a clip folder, means over its clips; null where there is nothing to say.
+    """[prompt id, STATISTICS] of each prompt of a clip folder, means over its clips; null where undefined.
 
     Diversity is how far a prompt's clips lie apart, or where each prompt has one alone, how far they all do. A list,
     which neither DVC nor MLflow takes for metrics.
@@ -76,9 +76,8 @@ def by_prompt(clips: Path) -> list[list[Any]]:
     store = ClipStore(clips)
     # decoding and arithmetic leave Python's lock alone.
     with ThreadPoolExecutor(threads()) as pool:
-        seen = dict(
-            zip((clip.id for clip in store.clips), pool.map(lambda c: look(store[c.id]), store.clips), strict=True)
-        )
+        looks = list(pool.map(lambda clip: look(store[clip.id]), store.clips))
+    seen = {clip.id: found for clip, found in zip(store.clips, looks, strict=True)}
     groups = {prompt: [seen[clip.id] for clip in own] for prompt, own in store.by_prompt().items()}
     if all(len(own) == 1 for own in groups.values()):
         alone = distinctness([own[0]["small"] for own in groups.values()])

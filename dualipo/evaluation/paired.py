@@ -1,7 +1,7 @@
 """Two generators on the same prompts: the difference of their totals, paired by prompt, from what scores.json holds.
 
-Every suite's scores.json has `by_prompt`, rows of [dimension, prompt id, mean, clips]. Where clips have a total of their
-own, the rows are those totals (`TOTAL`); VBench's total is an aggregate of its dimensions, made anew on each resample.
+Every suite's scores.json has `by_prompt`, rows of [dimension, prompt id, mean, clips]. Where clips have a total of
+their own, the rows are those totals (`TOTAL`); VBench's total is an aggregate of its dimensions, made on each resample.
 """
 
 from __future__ import annotations

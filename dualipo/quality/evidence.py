@@ -98,8 +98,8 @@ class Course(Strict):
     round: str = ""
     """The round that says so; empty where it goes on."""
     refine_critic: bool = False
-    """The benchmark fell, or training curves were pathological: what `train_critic.update: after_degradation` waits for.
-    Always false where the critic is updated in every round."""
+    """The benchmark fell or a training's curves were pathological, which `train_critic.update: after_degradation` waits
+    for. Always false where the critic is updated in every round."""
     reasons: list[str] = []
     """Why it stops."""
 

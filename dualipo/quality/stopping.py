@@ -1,14 +1,15 @@
 """When another round is not worth its cost (Dual-IPO, appendix D): a rule over what stood after each round.
 
 The paper stops when the benchmark and people's judgement show no meaningful improvement, "even if the internal reward
-continues to rise"; it looks at bare scores. **Our reading** asks the benchmark's noise as well. The gain over the last k
-rounds has a 95 percent interval, by a bootstrap that is paired over the benchmark's prompts. The rounds end where its
-upper end lies below k times `min_gain`: it is then *shown* that a round gains less than that, and noise alone, which
-makes the interval wide, never ends them. k grows from `patience` to all rounds, and with it the room below k times
-`min_gain`, while the interval stays about as wide: a noisier benchmark is given more rounds to show a gain, and not all.
-People (a study whose interval lies above 0) and the critic's agreement (a rise beyond its interval) can each keep it going.
+continues to rise"; it looks at bare scores. **Our reading** asks the benchmark's noise as well. The gain over the last
+k rounds has a 95 percent interval, by a bootstrap that is paired over the benchmark's prompts. The rounds end where its
+upper end lies below k times `min_gain`: it is then *shown* that a round gains less than that. Noise makes the interval
+wide, and so keeps the rounds going instead of ending them. k grows from `patience` to all rounds, and k times
+`min_gain` with it, while the interval stays about as wide: a noisier benchmark takes more rounds to show that it stands
+still. People (a study whose interval lies above 0) and the critic's agreement (a rise beyond its interval) can keep it
+going as well.
 
-A round that leaves the champion as it was proves nothing of the next one: it is tried again, `max_retries` times in a row.
+A round without a new champion proves nothing of the next one: it is tried again, `max_retries` times in a row.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def _still_rising(evidence: Mapping[str, Any]) -> list[str]:
     if not rise or rise["low"] <= 0:
         return []
     return [
-        f"reward hacking: over the last {_rounds(evidence['rounds'])} the critic's reward rose by "
-        f"{spoken(rise['mean'])} while the benchmark stood still; more rounds would follow the critic alone."
+        f"reward hacking: over the last {_rounds(evidence['rounds'])} the reward of clips rose by "
+        f"{spoken(rise['mean'])} while the benchmark stood still; more rounds would follow the reward alone."
     ]
 
 

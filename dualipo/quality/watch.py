@@ -36,8 +36,8 @@ def hacked(history: Sequence[Standing], draws: Mapping[str, Sequence[float]], re
         return []
     assert before and reward
     return [
-        f"reward hacking: the critic scores clips of the generator of round {history[-1].champion} higher than those of "
-        f"the one before ({spoken(before.mean)} to {spoken(reward.mean)}), the benchmark shows no gain between them "
+        f"reward hacking: clips of round {history[-1].champion}'s generator are scored higher than those of the one "
+        f"before ({spoken(before.mean)} to {spoken(reward.mean)}), the benchmark shows no gain between them "
         f"({benchmark['mean']:+.2f} [{benchmark['low']:+.2f}, {benchmark['high']:+.2f}] points)."
     ]
 

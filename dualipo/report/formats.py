@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from dualipo import curves
 from dualipo.quality.evidence import load
@@ -75,6 +75,8 @@ class Observation(Format):
 class PreferenceSummary(Format):
     """summary.json of preferences."""
 
+    scored: Measured = Field(None, validation_alias="reward")
+    """The scorer's mean score of the round's clips."""
     videoreward: Observation | None = None
 
 

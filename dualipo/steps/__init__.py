@@ -25,7 +25,7 @@ BASE = "base"
 GIVEN = "given"
 """In a step's scratch folder: results made elsewhere that it goes on from."""
 COURSE = "course"
-"""Input port of every step of a round: whether the round before said that this one is to happen. The engine reads it."""
+"""Input port of every step of a round: whether the round before said that this one happens. The engine reads it."""
 
 
 @dataclass(frozen=True)
@@ -398,12 +398,14 @@ _STEPS = [
     for step in _STEPS
 ]
 GRAPH: dict[str, Step] = {step.name: step for step in _STEPS}
-HANDED_ON = {
-    port.path.removeprefix("runs/{prev}/")
-    for step in _STEPS
-    for port in step.inputs.values()
-    if port.path.startswith("runs/{prev}/")
-}
+HANDED_ON = tuple(
+    dict.fromkeys(
+        port.path.removeprefix("runs/{prev}/")
+        for step in _STEPS
+        for port in step.inputs.values()
+        if port.path.startswith("runs/{prev}/")
+    )
+)
 """Names of the files and folders that a round hands on to the next."""
 
 

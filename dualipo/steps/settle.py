@@ -35,9 +35,9 @@ def settle(
 ) -> Summary:
     """Writes the critic that goes on with its agreement, settlement.json, and course.json for the next round's steps.
 
-    Where the benchmark of the round's generator fell (by the evidence of `generator_decision`) after the critic's update,
-    the former critic comes back, if `settle.roll_back_critic` says so (Dual-IPO, appendix C). **Our reading** of the
-    retry: the next round starts from the former critic, and may update it anew on labels of its own.
+    Where the benchmark of the round's generator fell (by the evidence of `generator_decision`) after the critic's
+    update, the former critic comes back, if `settle.roll_back_critic` says so (Dual-IPO, appendix C). **Our reading**
+    of the retry: the next round starts from the former critic, and may update it anew on labels of its own.
 
     Whether rounds end is dualipo/quality/stopping.py's to say, and done with `settle.stop`. Raises UserError where an
     input is missing or malformed.
