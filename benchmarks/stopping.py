@@ -2,8 +2,8 @@
 
     python benchmarks/stopping.py
 
-Dual-IPO reports 84.26 for the base, 86.28 after three rounds, 88.32 after five and 88.33 after a sixth; what lies between
-is interpolated, what follows stays. Each round's candidate is measured with noise, promoted or refused as
+Dual-IPO reports 84.26 for the base, 86.28 after three rounds, 88.32 after five and 88.33 after a sixth; what lies
+between is interpolated, what follows stays. Each round's candidate is measured with noise, promoted or refused as
 `promote_generator` does, and the rounds end where the rule says so. The noise is given as the standard error of the
 difference of two totals, paired by prompt. Beside the rule of dualipo/quality/stopping.py: one that looks at the bare
 difference, and one that stops where the round's interval holds 0. Writes benchmarks/results/stopping.json.

@@ -20,7 +20,7 @@ FLAGS = """
 --headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900
 """
-SECTIONS = ("result", "clips", "dimensions", "critic", "labels", "decisions", "curves", "lineage")
+SECTIONS = ("result", "clips", "dimensions", "critic", "labels", "decisions", "settlement", "curves", "lineage")
 
 
 @pytest.fixture(scope="module")

@@ -420,8 +420,8 @@ def standin(tmp_path_factory) -> StandIn:
 
 
 @pytest.fixture(scope="module")
-def inputs(generator_folder, benchmark) -> dict[str, Path]:
-    return {"candidate": generator_folder, "benchmark": benchmark}
+def inputs(generator_folder, benchmark, course) -> dict[str, Path]:
+    return {"candidate": generator_folder, "benchmark": benchmark, "course": course}
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,8 @@ def preference(study: Study) -> dict[str, float]:
 def _retry(history: Sequence[Standing], failed: int, rule: Settle) -> Stopping:
     degraded = sum(standing.degraded for standing in history[-failed:])
     evidence = {"rounds_without_champion": failed, "of_these_degraded": degraded, "max_retries": rule.max_retries}
-    told = f"{_rounds(failed)} in a row gave no new champion, the benchmark having fallen in {degraded} of them"
+    told = "one round" if failed == 1 else f"{failed} rounds in a row"
+    told += f" gave no new champion, the benchmark having fallen in {degraded} of {failed}"
     if failed > rule.max_retries:
         rise = risen(history[-failed].reward, history[-1].reward) if failed > 1 else None
         reasons = [f"stop: {told}, and {_retries(rule.max_retries)} allowed."]
