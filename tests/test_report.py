@@ -254,9 +254,8 @@ def make_run(runs: Path, upto: str = "3", until: str = "all", config: Config | N
         write_json(folder / "scores.json", champion)
         write_json(folder / "generator_decision.json", {"promoted": good, "reasons": REASONS[good], "evidence": SEEN})
         ports = {n: p.bind("data", name, str(number - 1) if number > 1 else "base") for n, p in PORTS.items()}
-        settle(
-            config, Job(name, 0, runs), **{port: runs / Path(path).relative_to("runs") for port, path in ports.items()}
-        )
+        paths = {port: runs / Path(path).relative_to("runs") for port, path in ports.items()}
+        settle(config, Job(name, 0, runs), **paths)
         if name == upto:
             break
     return config
