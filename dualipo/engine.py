@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualipo import __version__
-from dualipo.artifacts import Digest, copy, digest, move, remove, replace, write_json
+from dualipo.artifacts import Digest, copy, digest, digest_of_json, move, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.hub import fetch_model
@@ -215,6 +215,8 @@ class _Call:
 
     def require_inputs(self) -> None:
         for name, path in self.inputs.items():
+            if name == COURSE and name not in self.step.takes:
+                continue  # a step alone needs no word of a round before it: none says stop
             fetch_model(self.config.models, self.step.inputs[name], self.root, path)
             if not path.exists():
                 remedy = _remedy(self.step.inputs[name], self.round, self.prev)
@@ -230,7 +232,7 @@ class _Call:
 
     @cached_property
     def input_digests(self) -> dict[str, Digest]:
-        return {port: _digest(path) for port, path in self.inputs.items()}
+        return {port: _course_digest(path) if port == COURSE else _digest(path) for port, path in self.inputs.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -259,8 +261,9 @@ class _Call:
 
     @cached_property
     def course(self) -> Course | None:
-        """What the round before said of this one; None outside of rounds."""
-        return load(Course, self.inputs[COURSE]) if COURSE in self.inputs else None
+        """What the round before said of this one; None where it has said nothing, and outside of rounds."""
+        path = self.inputs.get(COURSE)
+        return load(Course, path) if path and path.exists() else None
 
     @property
     def taken(self) -> dict[str, Path]:
@@ -473,6 +476,11 @@ def _digest(path: Path) -> Digest:
     if key not in _digests:
         _digests[key] = digest(path)
     return _digests[key]
+
+
+def _course_digest(path: Path) -> Digest:
+    """Of a course, or of the one that goes on where there is none yet: it will make no difference."""
+    return _digest(path) if path.exists() else digest_of_json(Course(stop=False).model_dump())
 
 
 def _entry(path: Path, root: Path, found: Digest) -> dict[str, Any]:
