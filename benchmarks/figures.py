@@ -29,7 +29,7 @@ def champion_clips(run: Path) -> Path:
     promoted = [
         path
         for path in rounds_of(run)
-        if path.name == "base" or read_json(path / "generator_decision.json")["promoted"]
+        if path.name == "base" or read_json(path / "generator_decision.json").get("promoted")
     ]
     return promoted[-1] / "benchmark_clips"
 

@@ -72,7 +72,7 @@ def measure(seed: int, folder: Path, data: Path, params: Sequence[Path]) -> Meas
 
 def last_promoted(config: Config, runs: Path) -> str:
     """The round whose candidate is the champion in the end; `base` where none was promoted."""
-    promoted = [name for name in config.rounds if read_json(runs / name / "generator_decision.json")["promoted"]]
+    promoted = [n for n in config.rounds if read_json(runs / n / "generator_decision.json").get("promoted")]
     return promoted[-1] if promoted else BASE
 
 
@@ -86,10 +86,14 @@ def read_round(folder: Path) -> dict[str, Any]:
     }
     if folder.name != BASE:
         for kind, numbers, key in (("critic", "agreement", "agreement"), ("generator", "scores", "total")):
+            # of a round that did not happen there are notes that give the reasons.
             decision = read_json(folder / f"{kind}_decision.json")
-            found[f"{kind}_promoted"] = decision["promoted"]
+            found[f"{kind}_promoted"] = decision.get("promoted", False)
             found[f"{kind}_reasons"] = decision["reasons"]
-            found[f"{kind}_candidate_{key}"] = read_json(folder / f"{kind}_candidate_{numbers}.json")[key]
+            found[f"{kind}_candidate_{key}"] = read_json(folder / f"{kind}_candidate_{numbers}.json").get(key)
+        settled = read_json(folder / "settlement.json")
+        found |= {name: settled[name] for name in ("critic_rolled_back", "watch")}
+        found["settled"] = settled["reasons"]
     return found
 
 

@@ -15,6 +15,7 @@ from components.promote_critic import promote_critic
 from components.promote_generator import promote_generator
 from components.prompts import prompts
 from components.report import report
+from components.settle import settle
 from components.start import start, start_shard
 from components.train_critic import train_critic
 from components.train_reward import train_reward
@@ -34,6 +35,7 @@ STEPS = {
     "align": align,
     "evaluate": evaluate,
     "promote_generator": promote_generator,
+    "settle": settle,
     "report": report,
 }
 """By the step's name."""

@@ -1,7 +1,7 @@
 """align: align the generator with the preferences (Diffusion-DPO or Diffusion-KTO)."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
@@ -19,6 +19,7 @@ def align(
     generator: Input[Model],
     base_generator: Input[Model],
     held_out: Input[Dataset],
+    course: Input[Artifact],
     candidate: Output[Model],
     curves: Output[Dataset],
 ) -> None:

@@ -18,6 +18,7 @@ def check_critic(
     test_labels: Input[Dataset],
     held_out: Input[Dataset],
     baselines: Input[Metrics],
+    course: Input[Artifact],
     agreement: Output[ClassificationMetrics],
     gate: Output[Artifact],
 ) -> None:

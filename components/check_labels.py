@@ -18,6 +18,7 @@ def check_labels(
     labels: Input[Dataset],
     seed_labels: Input[Dataset],
     previous_profile: Input[Metrics],
+    course: Input[Artifact],
     gate: Output[Artifact],
     label_profile: Output[Metrics],
 ) -> None:

@@ -1,7 +1,7 @@
 """evaluate: benchmark the generator candidate on held-out prompts."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
 
@@ -15,6 +15,7 @@ def evaluate(
     flow_nrg_params: str,
     candidate: Input[Model],
     benchmark: Input[Dataset],
+    course: Input[Artifact],
     scores: Output[Metrics],
     benchmark_clips: Output[Dataset],
     parts: Input[list[Dataset]] = None,
@@ -35,6 +36,7 @@ def evaluate_shard(
     shard: str,
     candidate: Input[Model],
     benchmark: Input[Dataset],
+    course: Input[Artifact],
     part: Output[Dataset],
 ) -> None:
     """One shard's part of the work of evaluate."""

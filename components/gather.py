@@ -19,6 +19,8 @@ def gather_base(
     benchmark_clips: Input[Dataset],
     held_out: Input[Dataset],
     label_profile: Input[Metrics],
+    settlement: Input[Artifact],
+    course: Input[Artifact],
     runs: Output[Dataset],
 ) -> None:
     """The base models' measurements."""
@@ -42,8 +44,8 @@ def gather_round(
     critic_curves: Input[Dataset],
     critic_candidate_agreement: Input[ClassificationMetrics],
     critic_gate: Input[Artifact],
-    critic: Input[Model],
-    agreement: Input[ClassificationMetrics],
+    accepted_critic: Input[Model],
+    accepted_agreement: Input[ClassificationMetrics],
     critic_decision: Input[Artifact],
     preferences: Input[Dataset],
     preference_gate: Input[Artifact],
@@ -54,6 +56,10 @@ def gather_round(
     generator: Input[Model],
     scores: Input[Metrics],
     generator_decision: Input[Artifact],
+    critic: Input[Model],
+    agreement: Input[ClassificationMetrics],
+    settlement: Input[Artifact],
+    course: Input[Artifact],
     runs: Output[Dataset],
 ) -> None:
     """The rounds before and this one."""

@@ -1,7 +1,7 @@
 """generate: sample candidates for every prompt from the incumbent generator."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
@@ -15,6 +15,7 @@ def generate(
     flow_nrg_params: str,
     prompts: Input[Dataset],
     generator: Input[Model],
+    course: Input[Artifact],
     candidates: Output[Dataset],
     parts: Input[list[Dataset]] = None,
 ) -> None:
@@ -34,6 +35,7 @@ def generate_shard(
     shard: str,
     prompts: Input[Dataset],
     generator: Input[Model],
+    course: Input[Artifact],
     part: Output[Dataset],
 ) -> None:
     """One shard's part of the work of generate."""

@@ -1,7 +1,7 @@
 """label: judge the candidates with the incumbent critic: vote over reasoning paths, swap, filter by certainty."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
@@ -15,6 +15,7 @@ def label(
     candidates: Input[Dataset],
     critic: Input[Model],
     critic_reference: Input[Model],
+    course: Input[Artifact],
     labels: Output[Dataset],
     parts: Input[list[Dataset]] = None,
 ) -> None:
@@ -34,6 +35,7 @@ def label_shard(
     candidates: Input[Dataset],
     critic: Input[Model],
     critic_reference: Input[Model],
+    course: Input[Artifact],
     part: Output[Dataset],
 ) -> None:
     """One shard's part of the work of label."""

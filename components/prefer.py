@@ -17,6 +17,7 @@ def prefer(
     candidates: Input[Dataset],
     critic: Input[Model],
     reward: Input[Model],
+    course: Input[Artifact],
     preferences: Output[Dataset],
     gate: Output[Artifact],
     parts: Input[list[Dataset]] = None,
@@ -39,6 +40,7 @@ def prefer_shard(
     candidates: Input[Dataset],
     critic: Input[Model],
     reward: Input[Model],
+    course: Input[Artifact],
     part: Output[Dataset],
 ) -> None:
     """One shard's part of the work of prefer."""

@@ -16,6 +16,7 @@ def promote_critic(
     incumbent_agreement: Input[ClassificationMetrics],
     label_gate: Input[Artifact],
     critic_gate: Input[Artifact],
+    course: Input[Artifact],
     critic: Output[Model],
     agreement: Output[ClassificationMetrics],
     decision: Output[Artifact],

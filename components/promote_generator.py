@@ -1,7 +1,7 @@
 """promote_generator: hand on the generator candidate, or the incumbent."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
 
@@ -18,8 +18,11 @@ def promote_generator(
     incumbent: Input[Model],
     incumbent_scores: Input[Metrics],
     label_gate: Input[Artifact],
+    preferences: Input[Dataset],
     preference_gate: Input[Artifact],
     baselines: Input[Metrics],
+    former_settlement: Input[Artifact],
+    course: Input[Artifact],
     generator: Output[Model],
     scores: Output[Metrics],
     decision: Output[Artifact],

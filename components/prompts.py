@@ -1,7 +1,7 @@
 """prompts: draw the round's prompts from the structured space, clear of every held-out prompt."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Metrics, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
 from components.image import IMAGE
 
@@ -14,6 +14,7 @@ def prompts(
     prompts_params: str,
     test_labels: Input[Dataset],
     benchmark: Input[Dataset],
+    course: Input[Artifact],
     prompts: Output[Dataset],
     audit: Output[Metrics],
 ) -> None:

@@ -25,6 +25,7 @@ def report(
     flow_nrg_params: str,
     evaluate_params: str,
     promote_generator_params: str,
+    settle_params: str,
     run_id: str,
     runs: Input[Dataset],
     page: Output[HTML],

@@ -1,7 +1,7 @@
 """start: adopt the base generator and critic, and measure both before the first round."""
 
 from kfp import dsl
-from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
 
@@ -25,6 +25,8 @@ def start(
     benchmark_clips: Output[Dataset],
     held_out: Output[Dataset],
     label_profile: Output[Metrics],
+    settlement: Output[Artifact],
+    next_course: Output[Artifact],
     parts: Input[list[Dataset]] = None,
 ) -> None:
     """Adopt the base generator and critic, and measure both before the first round."""

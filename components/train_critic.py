@@ -1,7 +1,7 @@
 """train_critic: refine the critic on human seed labels and kept pseudo-labels (SRPO)."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
@@ -17,6 +17,7 @@ def train_critic(
     seed_labels: Input[Dataset],
     critic: Input[Model],
     held_out: Input[Dataset],
+    course: Input[Artifact],
     candidate: Output[Model],
     curves: Output[Dataset],
 ) -> None:

@@ -85,7 +85,11 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Sorted, indented, NaN refused; whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -132,6 +136,12 @@ def digest(path: str | Path) -> Digest:
     entries.sort(key=lambda entry: entry["relpath"])
     listing = json.dumps(entries, sort_keys=True).encode()
     return Digest(hashlib.md5(listing).hexdigest() + ".dir", size, len(entries))
+
+
+def digest_of_json(content: Any) -> Digest:
+    """Of the file that `write_json` makes of it."""
+    made = json_bytes(content)
+    return Digest(hashlib.md5(made).hexdigest(), len(made), 1)
 
 
 def _md5(path: Path) -> str:

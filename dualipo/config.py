@@ -200,6 +200,9 @@ class Training(Section):
 class TrainCritic(Section):
     algorithm: Literal["srpo", "dpo", "none"] = "srpo"
     """`srpo` weights each pair's DPO loss by its certainty; `dpo` does not; `none` keeps the critic as it is."""
+    update: Literal["every_round", "after_degradation"] = "every_round"
+    """`after_degradation`: only in the round after one whose benchmark fell or whose training curves were pathological
+    (Dual-IPO, optimization loop); in the others the critic is handed on as it is."""
     beta: Positive = 0.1
     learning_rate: Positive = 2e-5
     steps: PositiveInt = 50
@@ -383,6 +386,42 @@ class Evaluate(Section):
 class PromoteGenerator(Section):
     max_drop: NonNegative = 0.0
     """Points of the benchmark's total that a candidate may lose against the incumbent and still be promoted."""
+    max_shift: Positive = 0.5
+    """Standard deviations by which brightness, saturation, sharpness, motion or diversity may differ between winners
+    and losers, or candidate and incumbent: an interval wholly beyond it is named (docs/settle.md)."""
+    hold_on_watch: bool = False
+    """Whether what is named, such a difference or reward hacking, also holds the candidate's promotion."""
+
+
+class Study(Section):
+    """Counts of a blind comparison of a round's generator with the one before it."""
+
+    wins: int = Field(0, ge=0)
+    ties: int = Field(0, ge=0)
+    losses: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_was_compared(self) -> Study:
+        if not self.wins + self.ties + self.losses:
+            raise ValueError("a study of no comparisons says nothing; remove it")
+        return self
+
+
+class Settle(Section):
+    """How a round ends: whether its critic stays, and whether another round is worth its cost (docs/settle.md)."""
+
+    roll_back_critic: bool = False
+    """Whether the former critic comes back where the benchmark fell after an update (Dual-IPO, appendix C)."""
+    stop: bool = False
+    """Whether the rounds end where retries are used up or the stopping rule says so; off: it is only said."""
+    max_retries: int = Field(1, ge=0)
+    """Rounds without a new champion are tried again so often in a row before the rounds end."""
+    patience: PositiveInt = 1
+    """Rounds over which the stopping rule looks at least (Dual-IPO, appendix D)."""
+    min_gain: Positive = 0.5
+    """Points of the benchmark's total a round below which another is not worth its cost."""
+    studies: dict[str, Study] = {}
+    """By round: what people said of its generator against the one before: `{"2": {wins: 31, ties: 12, losses: 17}}`."""
 
 
 class Promotion(Section):
@@ -547,6 +586,7 @@ class Config(Section):
     promote_generator: PromoteGenerator = PromoteGenerator()
     promotion: Promotion = Promotion()
     tracking: Tracking = Tracking()
+    settle: Settle = Settle()
     train_job: TrainJob = TrainJob()
     resources: Resources = Resources()
     rounds: dict[str, Round] = {"1": Round(prev="base"), "2": Round(prev="1"), "3": Round(prev="2")}
@@ -566,6 +606,12 @@ class Config(Section):
             if entry.prev not in known:
                 raise ValueError(f"rounds: round {name} follows {entry.prev!r}, which does not stand above it")
             known.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _studies_are_of_rounds(self) -> Config:
+        if unknown := sorted(self.settle.studies.keys() - self.rounds.keys()):
+            raise ValueError(f"settle.studies: {unknown[0]!r} is no round; known: {', '.join(self.rounds)}")
         return self
 
     @model_validator(mode="after")

@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualipo import __version__
-from dualipo.artifacts import Digest, copy, digest, move, remove, replace, write_json
+from dualipo.artifacts import Digest, copy, digest, digest_of_json, move, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.hub import fetch_model
+from dualipo.quality.evidence import Course, load
 from dualipo.runtime import chunk_threads, disk_full, disk_trouble, git_commit, lock, prepare_torch, seed_everything
-from dualipo.steps import BASE, GIVEN, GRAPH, Job, Port, Step, Summary, derive_seed
+from dualipo.steps import BASE, COURSE, GIVEN, GRAPH, Job, Port, Step, Summary, derive_seed
 from dualipo.steps.sharding import Shard, put_together, write_part
+from dualipo.steps.standing_in import SKIPPED, stand_in
 
 if TYPE_CHECKING:
     from dualipo.tracking import Artifact
@@ -58,6 +60,8 @@ class Outcome:
 
     def __str__(self) -> str:
         title = step_title(self.step, self.round)
+        if SKIPPED in self.summary.tags and not self.skipped:
+            return f"{title}: not run, {self.summary.tags[SKIPPED]}"
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(self.summary.metrics.items())[:4])
         done = f"{self.seconds:.1f} s" + (f" ({metrics})" if metrics else "")
         return f"{title}: {'up to date' if self.skipped else done}" + (f"; {self.waits}" if self.waits else "")
@@ -221,6 +225,8 @@ class _Call:
 
     def require_inputs(self) -> None:
         for name, path in self.inputs.items():
+            if name == COURSE and name not in self.step.takes:
+                continue  # a step alone needs no word of a round before it: none says stop
             fetch_model(self.config.models, self.step.inputs[name], self.root, path)
             if not path.exists():
                 remedy = _remedy(self.step.inputs[name], self.round, self.prev)
@@ -236,7 +242,7 @@ class _Call:
 
     @cached_property
     def input_digests(self) -> dict[str, Digest]:
-        return {port: _digest(path) for port, path in self.inputs.items()}
+        return {port: _course_digest(path) if port == COURSE else _digest(path) for port, path in self.inputs.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -262,6 +268,17 @@ class _Call:
 
     def staged(self, port: str) -> Path:
         return self.staging / port / self.outputs[port].name
+
+    @cached_property
+    def course(self) -> Course | None:
+        """What the round before said of this one; None where it has said nothing, and outside of rounds."""
+        path = self.inputs.get(COURSE)
+        return load(Course, path) if path and path.exists() else None
+
+    @property
+    def taken(self) -> dict[str, Path]:
+        """The inputs that the step's function takes."""
+        return {name: path for name, path in self.inputs.items() if name in self.step.takes}
 
     # ---- stages
 
@@ -316,13 +333,17 @@ class _Call:
         try:
             for path in [self.work, *(path.parent for path in staged.values())]:
                 path.mkdir(parents=True, exist_ok=True)
-            if self.parts:
-                put_together(self.parts, self.step, self.fingerprint, self.work)
-            if self.given:
-                copy(self.given, self.work / GIVEN)
-            job = self._job()
             begin = time.monotonic()
-            summary = self._run(job, staged)
+            if self.course and self.course.stop:
+                summary = stand_in(self.step, self.course, self.inputs, staged)
+            else:
+                if self.parts:
+                    put_together(self.parts, self.step, self.fingerprint, self.work)
+                if self.given:
+                    copy(self.given, self.work / GIVEN)
+                job = self._job()
+                begin = time.monotonic()
+                summary = self._run(job, staged)
             seconds = time.monotonic() - begin
             for port, path in staged.items():
                 if not path.exists():
@@ -343,18 +364,19 @@ class _Call:
             remove(self.staging)
             raise
 
-    @property
+    @cached_property
     def launched(self) -> bool:
         """Whether a TrainJob does the work, on other machines: this one needs no torch then."""
-        return self.config.train_job.launcher == "kubeflow" and self.step.trains
+        asked = self.config.train_job.launcher == "kubeflow" and self.step.trains
+        return asked and not self.step.idle(self.config, self.course)
 
     def _run(self, job: Job, outputs: dict[str, Path]) -> Summary:
         if self.launched:
             from dualipo.cluster.launch import launch
 
-            return launch(self.step.name, self.config, job, self.fingerprint, self.inputs, outputs)
+            return launch(self.step.name, self.config, job, self.fingerprint, self.taken, outputs)
         with self._beside(job):
-            return self.step.function(self.config, job, **self.inputs, **outputs)
+            return self.step.function(self.config, job, **self.taken, **outputs)
 
     def _beside(self, job: Job) -> contextlib.AbstractContextManager[None]:
         """Lets other processes of this machine make chunks of the step's loop, where it has one."""
@@ -362,7 +384,7 @@ class _Call:
             return contextlib.nullcontext()
         from dualipo.beside import Loop, helped
 
-        return helped(Loop(self.step.name, self.config, job, self.inputs))
+        return helped(Loop(self.step.name, self.config, job, self.taken))
 
     def _job(self) -> Job:
         here = self.step.gpu and not self.launched
@@ -372,13 +394,14 @@ class _Call:
         return Job(self.round, self.seed, self.work)
 
     def make_part(self, part: Path) -> None:
-        """Computes the shard's chunks and moves them to `part`."""
+        """Computes the shard's chunks, none in a round that does not happen, and moves them to `part`."""
         assert self.shard
         self.work.mkdir(parents=True, exist_ok=True)
-        job = self._job()
-        chunks = self.step.chunks(self.config, job, **self.inputs)
-        with self._beside(job):
-            chunks.make(self.shard.indices(len(chunks)))
+        if not (self.course and self.course.stop):
+            job = self._job()
+            chunks = self.step.chunks(self.config, job, **self.taken)
+            with self._beside(job):
+                chunks.make(self.shard.indices(len(chunks)))
         write_part(self.work, self.step, self.fingerprint, self.shard)
         part.parent.mkdir(parents=True, exist_ok=True)
         move(self.work, part)
@@ -485,6 +508,11 @@ def _digest(path: Path) -> Digest:
     if key not in _digests:
         _digests[key] = digest(path)
     return _digests[key]
+
+
+def _course_digest(path: Path) -> Digest:
+    """Of a course, or of the one that goes on where there is none yet: it will make no difference."""
+    return _digest(path) if path.exists() else digest_of_json(Course(stop=False).model_dump())
 
 
 def _entry(path: Path, root: Path, found: Digest) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Literal
 from dualipo.artifacts import digest
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.steps import GRAPH
+from dualipo.steps import COURSE, GRAPH
 from dualipo.tracking import Link, StepRun, Tracker, Version
 from dualipo.tracking.entries import MODELS
 
@@ -81,6 +81,8 @@ class _Walk:
     def _inputs(self, run: StepRun) -> Iterator[Node]:
         ports = GRAPH[run.step].inputs if run.step in GRAPH else {}
         for port, link in run.inputs.items():
+            if port == COURSE and port not in GRAPH[run.step].takes:
+                continue  # it said that the step is to run, and nothing of what it made
             if port in ports and ports[port].path.startswith("{data}"):
                 yield self.node(port, link, None, self._version(link, None), _DATA.get(port, "data"))
             else:

@@ -294,7 +294,8 @@ class _Cost:
         return {step: needed / GB for step, needed in found.items()}
 
     def storage(self) -> dict[str, float]:
-        """GB. Candidate and promoted model lie in the round's folder, and the registry keeps a copy of either."""
+        """GB. Candidate and promoted model lie in the round's folder, and the registry keeps a copy of either; the
+        accepted critic lies there too, beside the one that goes on."""
         backbone, critic, config = self.backbone, self.critic, self.config
         clip = backbone.pixels * self.setup.bits_a_pixel / 8
         frames, channels, height, width = backbone.latent
@@ -306,7 +307,7 @@ class _Cost:
             "latents, encoded once": 2.0 * encoded * frames * channels * height * width,
             "text embeddings": 2.0 * config.prompts.count * backbone.text_tokens * backbone.text_width,
             "generators": 4 * 2.0 * backbone.pipeline,
-            "critics": 4 * 2.0 * critic.parameters,
+            "critics": 5 * 2.0 * critic.parameters,
             "one training checkpoint": 14.0 * max(trained, critic.language),
         }
         return {what: size / GB for what, size in found.items()}
@@ -345,7 +346,8 @@ class _Cost:
             f"human test set of {setup.test_pairs} pairs; benchmark of {self.benchmark_prompts} prompts, "
             f"{self.benchmark_clips} clips; its scoring is not counted",
             "text encoder and VAE stay on the GPU while sampling, and leave it while aligning",
-            f"clips at {setup.bits_a_pixel:g} bit a pixel; models four times: candidate, promoted, and both registered",
+            f"clips at {setup.bits_a_pixel:g} bit a pixel; models four times: candidate, promoted, "
+            "and both registered; critics once more, as accepted",
             "waiting, start-up, data loading, failures and communication are not counted",
             *(["VideoReward is of the critic's size; its training, once before the rounds, is not counted"] * observed),
         ]

@@ -50,6 +50,7 @@ def make_loop(build: Build) -> Any:
         flow_nrg_params: str = build.parameter("flow_nrg"),
         evaluate_params: str = build.parameter("evaluate"),
         promote_generator_params: str = build.parameter("promote_generator"),
+        settle_params: str = build.parameter("settle"),
     ) -> Made:
         sections = {name.removesuffix("_params"): v for name, v in locals().items() if name.endswith("_params")}
         fetched = components.load_data(library=library, data=data, data_md5=data_md5, models_params=models_params)

@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 from kfp import dsl
-from kfp.dsl import ClassificationMetrics, Dataset, Input, Metrics, Model
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model
 
 import components
-from dualipo.steps import Step, steps_of
+from dualipo.steps import HANDED_ON, Step, steps_of
 from pipelines.build import Build
 from pipelines.resources import dress
 
@@ -21,6 +21,8 @@ class Handed(NamedTuple):
     agreement: ClassificationMetrics
     scores: Metrics
     label_profile: Metrics
+    settlement: Artifact
+    course: Artifact
     runs: Dataset
 
 
@@ -67,6 +69,7 @@ def make_round(build: Build) -> Any:
         flow_nrg_params: str,
         evaluate_params: str,
         promote_generator_params: str,
+        settle_params: str,
         data_generator: Input[Model],
         data_critic_reference: Input[Model],
         data_seed: Input[Dataset],
@@ -81,13 +84,15 @@ def make_round(build: Build) -> Any:
         prev_agreement: Input[ClassificationMetrics],
         prev_scores: Input[Metrics],
         prev_label_profile: Input[Metrics],
+        prev_settlement: Input[Artifact],
+        prev_course: Input[Artifact],
         before: Input[Dataset],
     ) -> Handed:
         given = locals()
         sections = {k.removesuffix("_params"): v for k, v in given.items() if k.endswith("_params")}
         files = {f"{{data}}/{k.removeprefix('data_')}": v for k, v in given.items() if k.startswith("data_")}
         files["{data}/benchmark.jsonl"] = files.pop("{data}/benchmark")
-        for path in ("generator", "critic", "agreement.json", "scores.json", "label_profile.json"):
+        for path in HANDED_ON:
             files[f"runs/{{prev}}/{path}"] = given[f"prev_{path.partition('.')[0]}"]
         files |= {"runs/base/reward": base_reward, "runs/base/baselines.json": base_baselines}
         files |= {"runs/base/held_out.json": base_held_out}

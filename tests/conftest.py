@@ -27,6 +27,14 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a round that goes on tells the steps of the next; read only."""
+    path = tmp_path_factory.mktemp("course") / "course.json"
+    path.write_text('{"stop": false}')
+    return path
+
+
+@pytest.fixture(scope="session")
 def critic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny critic with random weights, saved; read only."""
     from models import save_critic

@@ -25,12 +25,13 @@ CONFIG = parse_config(
 
 
 @pytest.fixture
-def inputs(repository, tmp_path) -> dict[str, Path]:
+def inputs(repository, course, tmp_path) -> dict[str, Path]:
     """Three chunks of prompts."""
     data, prompts = repository / "data", tmp_path / "prompts.jsonl"
     with open(data / "benchmark.jsonl") as lines:
         prompts.write_text("".join(itertools.islice(lines, 34)))
-    return {name: data / name for name in ("generator", "critic", "critic_reference")} | {"prompts": prompts}
+    models = {name: data / name for name in ("generator", "critic", "critic_reference")}
+    return models | {"prompts": prompts, "course": course}
 
 
 @pytest.fixture(autouse=True)

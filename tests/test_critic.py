@@ -578,11 +578,13 @@ def step_inputs(tmp_path: Path) -> dict[str, Path]:
     write_rows(tmp_path / "labels" / "ratings.jsonl", ratings)
     write_rows(tmp_path / "labels" / "choices.jsonl", choices)
     write_held_out(tmp_path / "held_out.json", hold_out(["a pillar"], ["a white cross"]))
+    (tmp_path / "course.json").write_text('{"stop": false}')
     return {
         "candidates": tmp_path / "candidates",
         "labels": tmp_path / "labels",
         "seed_labels": seed,
         "held_out": tmp_path / "held_out.json",
+        "course": tmp_path / "course.json",
     }
 
 
@@ -609,9 +611,10 @@ def test_the_step_learns_from_kept_labels_and_saves_what_plain_transformers_load
     assert any(not torch.equal(value, before[name]) for name, value in weights(ours).items())
 
 
-def test_the_step_hands_the_incumbent_on_where_the_critic_is_not_updated(critic_folder, tmp_path):
+def test_the_step_hands_the_incumbent_on_where_the_critic_is_not_updated(critic_folder, course, tmp_path):
     config = Config(train_critic=SECTION.model_copy(update={"algorithm": "none"}))
     missing = {name: tmp_path / name for name in ("candidates", "labels", "seed_labels", "held_out")}
+    missing["course"] = course
     out = {"candidate": tmp_path / "candidate", "curves": tmp_path / "curves.csv"}
     summary = train_critic(config, Job("1", 3, tmp_path / "work"), critic=critic_folder, **missing, **out)
     assert summary.metrics == {"pairs": 0.0, "examples": 0.0}

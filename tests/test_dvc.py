@@ -182,7 +182,7 @@ def test_an_experiment_runs_what_depends_on_its_parameter_and_is_compared(projec
     changes = json.loads(project.dvc("metrics", "diff", "--json"))
     changed = {path: values["total.mean"] for path, values in changes.items()}
     assert changed["runs/1/scores.json"]["diff"] != 0
-    assert "runs/1/agreement.json" not in changed
+    assert "runs/1/accepted_agreement.json" not in changed
 
     project.dvc("plots", "show")
     page = (project.folder / "dvc_plots/index.html").read_text()

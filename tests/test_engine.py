@@ -152,12 +152,12 @@ def test_bindings_and_the_data_folder_replace_paths(folder, tmp_path):
             "check_critic",
             "2",
             ["runs/2/critic_candidate"],
-            r"runs/1/agreement.json: .*`dualipo promote_critic --round 1`",
+            r"runs/1/agreement.json: .*`dualipo settle --round 1`",
         ),
         (
             "prefer",
             "2",
-            ["runs/2/candidates", "runs/2/critic"],
+            ["runs/2/candidates", "runs/2/accepted_critic"],
             r"runs/base/reward: missing, round 2, prefer needs it; run `dualipo train_reward` first",
         ),
         ("start", None, [], r"data/generator: missing, start needs it; fetch the data with `dvc pull data.dvc`"),
@@ -535,7 +535,7 @@ def test_a_step_takes_its_ports_and_nothing_else(step):
     parameters = inspect.signature(step.function).parameters
     assert list(parameters)[:2] == ["config", "job"]
     named = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert named == {*step.inputs, *step.outputs}
+    assert named == step.takes
 
 
 @pytest.mark.parametrize("step", GRAPH.values(), ids=GRAPH)

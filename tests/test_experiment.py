@@ -20,16 +20,18 @@ import components
 from dualipo.artifacts import digest
 from dualipo.cli import cli
 from dualipo.config import Config, load_config, parse_config
-from dualipo.engine import WHOLE, plan
+from dualipo.engine import WHOLE, plan, run
 from dualipo.errors import UserError
-from dualipo.pipeline.index import Entry
+from dualipo.pipeline.index import Entry, gather_runs, read_index
 from dualipo.records import HumanChoice, HumanRating, Prompt, find_table, read_rows
-from dualipo.steps import BASE, GRAPH
+from dualipo.steps import BASE, GRAPH, HANDED_ON
+from dualipo.steps.standing_in import SKIPPED
 from dualipo.tracking import Tracker
 from dualipo.world.shrink import shrink
 from pipelines.build import Build
 from pipelines.compile import run_tasks
 from pipelines.resources import dress
+from pipelines.round import make_round
 
 DRIVERS = Path(__file__).with_name("drivers.py")
 DUALIPO = Path(sys.executable).with_name("dualipo")
@@ -101,7 +103,7 @@ def test_the_rounds_build_on_each_other(smoke):
         for kind in ("critic", "generator"):
             decision = json.loads((smoke.folder / f"runs/{name}/{kind}_decision.json").read_text())
             source = f"{name}/{kind}_candidate" if decision["promoted"] else f"{entry.prev}/{kind}"
-            assert made[f"runs/{name}/{kind}"] == made[f"runs/{source}"]
+            assert made[f"runs/{name}/{kind}"] == made[f"runs/{source}"]  # critics are not rolled back here
             # the preset's gates are wide open: this is what they are open for.
             assert decision["promoted"], decision["reasons"]
             assert made[f"runs/{name}/{kind}_candidate"] != made[f"runs/{entry.prev}/{kind}"]
@@ -282,6 +284,82 @@ def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow
     assert {"outputs/gate/verdict.json", "outputs/gate/data_docs"} <= set(names)
 
 
+# ---- stopped
+
+
+@pytest.fixture(scope="module")
+def stopping(config) -> Config:
+    """The preset's parameters, but no gain is enough: the rounds end after the first."""
+    return parse_config(config.model_dump(mode="json") | {"settle": {"stop": True, "min_gain": 1000.0}})
+
+
+@pytest.fixture(scope="module")
+def stopped(smoke, stopping, tmp_path_factory) -> Run:
+    """The run of before, gone on with under those parameters; recorded elsewhere."""
+    folder = tmp_path_factory.mktemp("stopped") / "experiment"
+    shutil.copytree(smoke.folder, folder, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
+    outcomes = run(stopping, folder)
+    made = {f"{outcome.round}/{outcome.step}" for outcome in outcomes if not outcome.skipped}
+    rounds = {f"2/{step.name}" for step in GRAPH.values() if step.scope == "round"}
+    assert made == {"1/settle", f"{WHOLE}/report"} | rounds
+    assert all(SKIPPED in outcome.summary.tags for outcome in outcomes if outcome.round == "2")
+    return Run(folder, stopping)
+
+
+def test_rounds_after_a_stop_do_not_happen_and_are_told(smoke, stopped):
+    made, before = stopped.md5s(), smoke.md5s()
+    for name in HANDED_ON:
+        assert made[f"runs/2/{name}"] == made[f"runs/1/{name}"]
+    for name in ("generator", "critic", "scores.json", "agreement.json"):
+        assert made[f"runs/1/{name}"] == before[f"runs/1/{name}"]
+    page = (stopped.folder / "report/index.html").read_text()
+    assert "Stopped after round 1." in page and "Round 2 did not happen." in page and "is unfinished" not in page
+    tracker = Tracker(stopped.folder, stopped.config)
+    [run_of_2] = tracker.store.find_runs(level="round", round="2")
+    assert run_of_2.info.status == "FINISHED"
+    skipped = tracker.store.find_runs(level="step", round="2")
+    assert len(skipped) == 12 and all("stopped after round 1" in found.data.tags["skipped"] for found in skipped)
+    assert set(tracker.versions("smoke-generator")) == set(tracker.versions("smoke-critic")) == set()
+
+
+def test_a_pipelines_round_after_a_stop_makes_the_same_notes(stopped, stopping, warm_tasks, tmp_path, monkeypatch):
+    able = [step.name for step in GRAPH.values() if step.shards != "no"]
+    asked = {"default": {"retries": 0}, "steps": {name: {"shards": 2} for name in able}}
+    build = Build(parse_config(stopping.model_dump(mode="json") | {"resources": asked}), str(stopped.folder / "data"))
+    runs = stopped.folder / "runs"
+    gather_runs(tmp_path / "before", None, [])
+    one_round = make_round(build)
+
+    @dsl.pipeline(name="second")
+    def second() -> dsl.Dataset:
+        given = {}
+        for name, port in one_round.component_spec.inputs.items():
+            if name.endswith("_params"):
+                given[name] = build.parameter(name.removesuffix("_params"))
+            elif name == "before":
+                given[name] = dsl.importer(str(tmp_path / "before"), dsl.Dataset).output
+            elif port.type.startswith("system."):
+                where, _, what = name.partition("_")
+                folder = {"data": stopped.folder / "data", "base": runs / "base", "prev": runs / "1"}[where]
+                [path] = [path for path in folder.iterdir() if path.name.partition(".")[0] == what]
+                kind = {"Model": dsl.Model, "Dataset": dsl.Dataset, "Metrics": dsl.Metrics, "Artifact": dsl.Artifact,
+                        "ClassificationMetrics": dsl.ClassificationMetrics}  # fmt: skip
+                given[name] = dsl.importer(str(path), kind[port.type.partition(".")[2].partition("@")[0]]).output
+        return one_round(library="", round_name="2", **given).outputs["runs"]
+
+    monkeypatch.setattr(sys, "executable", str(warm_tasks))
+    for name, value in build.told().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DUALIPO_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "artifacts"))
+    made = second()
+    index = read_index(Path(made.output.path))
+    expected = {path: md5 for path, md5 in stopped.md5s().items() if path.startswith("runs/2/")}
+    assert {path: entry.md5 for path, entry in index.items()} == expected
+    assert Tracker(tmp_path, stopping).versions("smoke-generator") == []
+
+
 # ---- killed in the middle
 
 KILLS = {
@@ -299,6 +377,7 @@ KILLS = {
     "align": (4, "training_state.safetensors"),
     "evaluate": (2, "clips-00000.tar"),
     "promote_generator": (2, None),
+    "settle": (2, None),
     "report": (1, None),
 }
 """Of each step: the file before whose renaming it is killed, counted from 1, and what its scratch folder holds then."""
@@ -337,7 +416,7 @@ def blind(smoke, new_folder, warm) -> Run:
     (folder / "data/test").rename(test_labels)
     (folder / "data/benchmark.jsonl").unlink()
     given = ("generator", "critic", "reward", "agreement.json", "baselines.json", "held_out.json", "label_profile.json")
-    for path in (*(f"base/{name}" for name in given), "1/prompts.jsonl"):
+    for path in (*(f"base/{name}" for name in (*given, "course.json")), "1/prompts.jsonl"):
         (folder / "runs" / path).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (smoke.folder / "runs" / path).is_dir() else shutil.copyfile
         copy(smoke.folder / "runs" / path, folder / "runs" / path)
@@ -361,8 +440,10 @@ def test_no_step_that_rewards_or_trains_reads_what_is_held_out():
     # what measures hands numbers to the gates and to the page, and to nobody else.
     measuring = ("start", "check_reward", "check_critic", "evaluate")
     measured = {port.path for name in measuring for port in GRAPH[name].outputs.values()}
-    # of the held-out prompts training is told hashes, to refuse them by.
-    measured -= {"runs/{round}/generator", "runs/{round}/critic", "runs/{round}/held_out.json"}
+    # of the held-out prompts training is told hashes, to refuse them by; of a course only whether the round happens, and
+    # whether the critic is to be refined, is read.
+    told = {"runs/{round}/held_out.json", "runs/{round}/course.json"}
+    measured -= {"runs/{round}/generator", "runs/{round}/critic", *told}
     for name in TRAINING:
         assert not measured & {port.path.replace("{prev}", "{round}") for port in GRAPH[name].inputs.values()}
 

@@ -120,7 +120,8 @@ def test_a_rounds_tasks_are_joined_as_the_graph_says(tmp_path):
     pipeline, _ = compiled(Config(), tmp_path)
     given = {f"data_{name}": f"{{data}}/{path}" for name, path in MEMBERS.items()}
     given |= {f"prev_{name}": f"runs/{{prev}}/{name}" for name in ("generator", "critic")}
-    given |= {f"prev_{name}": f"runs/{{prev}}/{name}.json" for name in ("agreement", "scores", "label_profile")}
+    files = ("agreement", "scores", "label_profile", "settlement", "course")
+    given |= {f"prev_{name}": f"runs/{{prev}}/{name}.json" for name in files}
     given |= {"base_reward": "runs/base/reward", "base_baselines": "runs/base/baselines.json"}
     given |= {"base_held_out": "runs/base/held_out.json"}
     rounds = [name for name in pipeline["components"] if name.startswith("comp-dual-ipo-round")]

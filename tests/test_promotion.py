@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from dualipo.artifacts import read_json, write_json
 from dualipo.config import Config, Prefer, PromoteGenerator, TrainReward
 from dualipo.errors import UserError
 from dualipo.quality.evidence import ExpectationVerdict, SuiteVerdict, Verdict
+from dualipo.quality.settlement import begin
 from dualipo.steps import GRAPH, Job
 
 FAULT = "balance: position_bias is 0.9, required is at most 0.25: answering by position is not looking at clips."
@@ -46,15 +48,18 @@ class Bench:
             write_gate(folder / gate, True)
         make = agreement if kind == "critic" else scores
         unit = 0.01 if kind == "critic" else 1
+        write_json(folder / "preferences/summary.json", {})
+        begin(scores(80.0), agreement(0.8), folder / "former_settlement", folder / "course")
         self.numbers("candidate", make(81 * unit))
         self.numbers("incumbent", make(80 * unit))
 
     def numbers(self, whose, content):
         (self.folder / f"{whose}_{NUMBERS[self.kind]}").write_text(json.dumps(content))
 
-    def run(self, max_drop=0.0, **sections):
-        config = Config(promote_generator=PromoteGenerator(max_drop=max_drop), **sections)
-        ports = {port: self.folder / port for port in (*self.step.inputs, *self.step.outputs)}
+    def run(self, max_drop=0.0, hold_on_watch=False, **sections):
+        rule = PromoteGenerator(max_drop=max_drop, hold_on_watch=hold_on_watch)
+        config = Config(promote_generator=rule, **sections)
+        ports = {port: self.folder / port for port in self.step.takes}
         summary = self.step.function(config, Job("1", 0, self.folder / "work"), **ports)
         decision = read_json(self.folder / "decision")
         chosen = "candidate" if decision["promoted"] else "incumbent"
@@ -249,3 +254,37 @@ def test_running_again_replaces_what_was_there(bench):
     write_gate(bench.folder / "label_gate", False)
     assert not bench.run()["promoted"]
     assert (bench.folder / "candidate" / "weights").read_text() == "candidate"
+
+
+# ---- looks that drift
+
+
+def seen(shift: float, count: int = 40) -> list:
+    """Rows of an appearance table whose brightness is raised by so many of its own deviations over prompts."""
+    deviation = np.std(np.arange(count), ddof=1)
+    return [[f"p{i:02d}", i + shift * deviation, i % 7, i % 5, i % 3, None] for i in range(count)]
+
+
+@pytest.mark.parametrize(("shift", "named"), [(0.4, False), (0.6, True), (-0.6, True)])
+def test_a_candidate_that_looks_otherwise_is_named_and_held_where_asked(generator, shift, named):
+    for whose, table in (("candidate", seen(shift)), ("incumbent", seen(0.0))):
+        generator.numbers(whose, scores({"candidate": 81.0, "incumbent": 80.0}[whose]) | {"appearance": table})
+    decision = generator.run()
+    assert decision["promoted"]
+    told = decision["evidence"]
+    assert told["appearance"]["candidate"]["brightness"]["mean"] == pytest.approx(shift)
+    assert told["appearance"]["candidate"]["diversity"] is None
+    assert bool(told["watch"]) is named
+    if named:
+        [sign] = told["watch"]
+        assert sign.startswith("appearance: the candidate's clips have brightness") and f"{shift:+.2f}" in sign
+    held = generator.run(hold_on_watch=True)
+    assert held["promoted"] is not named
+    assert held["reasons"] == [f"watch: {told['watch'][0]}"] if named else len(held["reasons"]) == 1
+
+
+def test_winners_that_look_otherwise_than_losers_are_named(generator):
+    effects = {"motion": {"mean": -1.2, "low": -1.5, "high": -0.9}, "saturation": None}
+    write_json(generator.folder / "preferences/summary.json", {"appearance": effects})
+    [sign] = generator.run()["evidence"]["watch"]
+    assert sign.startswith("appearance: winners have motion -1.20 [-1.50, -0.90] standard deviations from losers")

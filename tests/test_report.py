@@ -24,11 +24,13 @@ from dualipo.errors import UserError
 from dualipo.media.sheets import contact_sheet, side_by_side
 from dualipo.media.store import ClipStore, pack_shard
 from dualipo.media.video import decode_clip, encode_clip
+from dualipo.quality.settlement import begin
 from dualipo.records import DIMENSIONS, Clip, Desirability, Preference, Prompt, PseudoChoice, PseudoRating, write_rows
 from dualipo.report import collect, render
 from dualipo.report.charts import number, running_mean, ticks
-from dualipo.steps import Job
+from dualipo.steps import GRAPH, Job
 from dualipo.steps.report import report
+from dualipo.steps.settle import settle
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 70), "blue": (50, 90, 230), "yellow": (230, 210, 40)}
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
@@ -95,7 +97,12 @@ def write_benchmark(folder: Path, quality: float, seed: int) -> dict:
 
     dimensions = {name: over_prompts(name) for name in DIMENSIONS}
     total = over_prompts("total")
-    return {"suite": "small_world", "total": total, "dimensions": dimensions, "prompts": 18, "clips": len(rows)}
+    by_prompt: dict[str, list[float]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], []).append(row["total"])
+    told = [["total", prompt, statistics.fmean(values), len(values)] for prompt, values in by_prompt.items()]
+    found = {"suite": "small_world", "total": total, "dimensions": dimensions, "prompts": 18, "clips": len(rows)}
+    return found | {"by_prompt": told}
 
 
 def agreement(share: float) -> dict:
@@ -188,14 +195,23 @@ REASONS = {
 }
 
 
-def make_run(runs: Path, upto: str = "3", until: str = "all") -> Config:
+PORTS = GRAPH["settle"].inputs | GRAPH["settle"].outputs
+SEEN = {
+    "watch": ["appearance: winners have motion +0.90 [+0.80, +1.00] standard deviations from losers."],
+    "appearance": {"winners": {"motion": {"mean": 0.9, "low": 0.8, "high": 1.0}, "diversity": None}, "candidate": {}},
+}
+
+
+def make_run(runs: Path, upto: str = "3", until: str = "all", config: Config | None = None) -> Config:
     """Writes runs/ up to round `upto`, which ends with its labels where `until` is `label`."""
+    config = config or Config()
     base = runs / "base"
     write_model(base / "generator", "generator base")
     write_model(base / "critic", "critic base")
     write_json(base / "agreement.json", agreement(AGREEMENT["base"]))
     champion = write_benchmark(base / "benchmark_clips", QUALITY["base"], 0)
     write_json(base / "scores.json", champion)
+    begin(champion, agreement(AGREEMENT["base"]), base / "settlement.json", base / "course.json")
     held = {"critic": "critic base", "generator": "generator base"}
     trusted = agreement(AGREEMENT["base"])
     for name in ("1", "2", "3"):
@@ -215,8 +231,8 @@ def make_run(runs: Path, upto: str = "3", until: str = "all") -> Config:
         write_gate(folder / "critic_gate", good, "agreement 0.7125 is below the 0.75 that is required")
         if good:
             held["critic"], trusted = f"critic {name}", agreement(AGREEMENT[name])
-        write_model(folder / "critic", held["critic"])
-        write_json(folder / "agreement.json", trusted)
+        write_model(folder / "accepted_critic", held["critic"])
+        write_json(folder / "accepted_agreement.json", trusted)
         decision = {"promoted": good, "reasons": ["every gate holds" if good else "the agreement is too low"]}
         write_json(folder / "critic_decision.json", {**decision, "evidence": {}})
         pair = {"prompt_id": "p000", "prompt": rows[0].text, "winner": clips[0].id, "loser": clips[1].id}
@@ -224,6 +240,8 @@ def make_run(runs: Path, upto: str = "3", until: str = "all") -> Config:
         write_rows(folder / "preferences" / "pairs.jsonl", preferences)
         item = {"clip": clips[0].id, "prompt_id": "p000", "prompt": rows[0].text, "desirable": True, "score": 0.625}
         write_rows(folder / "preferences" / "desirability.jsonl", [Desirability(**item)])
+        reward = {"mean": 0.5 + 0.02 * number, "low": 0.48, "high": 0.58}
+        write_json(folder / "preferences" / "summary.json", {"reward": reward})
         write_gate(folder / "preference_gate", True)
         write_curves(folder / "align_curves.csv", ALIGN, number, rising=name == "2")
         write_model(folder / "generator_candidate", f"generator {name}")
@@ -234,10 +252,13 @@ def make_run(runs: Path, upto: str = "3", until: str = "all") -> Config:
             held["generator"], champion = f"generator {name}", scores
         write_model(folder / "generator", held["generator"])
         write_json(folder / "scores.json", champion)
-        write_json(folder / "generator_decision.json", {"promoted": good, "reasons": REASONS[good], "evidence": {}})
+        write_json(folder / "generator_decision.json", {"promoted": good, "reasons": REASONS[good], "evidence": SEEN})
+        ports = {n: p.bind("data", name, str(number - 1) if number > 1 else "base") for n, p in PORTS.items()}
+        paths = {port: runs / Path(path).relative_to("runs") for port, path in ports.items()}
+        settle(config, Job(name, 0, runs), **paths)
         if name == upto:
             break
-    return Config()
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +395,7 @@ def test_what_stands_beside_the_critic_is_shown_only_where_it_is(run, tmp_path):
     write_json(tmp_path / "runs/base/baselines.json", coin)
     assert not [text for text in collect(config, tmp_path / "runs")["warnings"] if "VideoReward" in text]
     lineage = text_of(page, "lineage")
-    assert "reward" in lineage and "candidates, critic, base/reward" in lineage
+    assert "reward" in lineage and "candidates, accepted_critic, base/reward" in lineage
     in_place = collect(parse_config({"train_reward": {"enabled": True}, "prefer": {"scorer": "videoreward"}}), runs)
     page = render(in_place)
     assert "preferences by VideoReward" in page and "VideoReward's mean score of candidates" in text_of(page, "labels")
@@ -393,6 +414,29 @@ def test_agreement_in_parts_stands_beside_peoples_own(run, tmp_path):
     critic = text_of(render(collect(Config(), tmp_path / "runs")), "critic")
     assert "choice/overall 20 84.0 [60.0, 90.0] 91.0 [60.0, 90.0] 0.72 (nominal)" in critic
     assert "scene: dark 20 66.0 [60.0, 90.0] – –" in critic
+
+
+def test_how_each_round_ended_is_shown_with_what_looks_like_reward_hacking(run):
+    _, gathered, page = run
+    ends = text_of(page, "settlement")
+    assert "Critics are not rolled back, and rounds are not ended early" in ends
+    assert "critic: kept, the benchmark did not fall" in ends and "the next one is retry 1 of 1" in ends
+    assert "winners against losers +0.90 [+0.80, +1.00] –" in ends
+    assert "Round 3: 56.0, 95% interval 48.0 to 58.0" in page
+    assert [w for w in gathered["warnings"] if w.startswith("Round 1: appearance: winners have motion")]
+
+
+def test_rounds_after_a_stop_are_told_and_not_shown_as_unfinished(tmp_path):
+    asked = parse_config({"settle": {"stop": True, "max_retries": 0}})
+    config = make_run(tmp_path / "runs", "2", config=asked)
+    page = render(collect(config, tmp_path / "runs"))
+    header = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page[page.index("<header>") : page.index("</header>")]))
+    assert (
+        "Stopped after round 2. Stop: one round gave no new champion" in header and "Round 3 did not happen." in header
+    )
+    assert "2 of 3 rounds finished, 1 not run" in header and "is unfinished" not in header
+    assert "rounds are ended early" in text_of(page, "settlement")
+    assert 'class="tag bad">stop<' in page
 
 
 def test_label_shares_match_the_rows(run):
@@ -459,7 +503,7 @@ def test_lineage_gives_dvc_hashes_and_names_what_was_handed_on(run):
     for path in ("base/generator", "1/labels", "2/candidates", "3/preferences", "3/critic", "3/generator"):
         assert digest(runs / path).md5 in lineage
     carried = re.findall(r"handed on from (\S+ ?\d?)", lineage)
-    assert sorted(carried) == ["round 1", "round 2"], "generator of round 2, critic of round 3"
+    assert sorted(carried) == ["round 1", "round 2", "round 2"], "generator of round 2, critic of round 3, accepted too"
 
 
 def test_page_is_one_file_without_a_network(run):

@@ -13,7 +13,7 @@ from test_report import make_run
 from dualipo.report import collect, render
 
 pytestmark = needs_chromium
-SECTIONS = ("result", "clips", "dimensions", "critic", "labels", "decisions", "curves", "lineage")
+SECTIONS = ("result", "clips", "dimensions", "critic", "labels", "decisions", "settlement", "curves", "lineage")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def small_chunks():
 
 
 @pytest.fixture(scope="module")
-def inputs(repository, tmp_path_factory) -> dict[str, Path]:
+def inputs(repository, course, tmp_path_factory) -> dict[str, Path]:
     """By port, for all of the steps."""
     data, folder = repository / "data", tmp_path_factory.mktemp("inputs")
     prompts = folder / "prompts.jsonl"
@@ -51,6 +51,7 @@ def inputs(repository, tmp_path_factory) -> dict[str, Path]:
         "prompts": prompts,
         "benchmark": prompts,
         "candidate": data / "generator",
+        "course": course,
     }
 
 

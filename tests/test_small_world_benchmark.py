@@ -13,11 +13,11 @@ from dualipo.config import parse_config
 from dualipo.errors import UserError
 from dualipo.evaluation.benchmark import score_metrics
 from dualipo.evaluation.bootstrap import interval, paired_difference
+from dualipo.evaluation.paired import by_prompt_rows, by_prompt_table, paired_total
 from dualipo.evaluation.power import compare, required_prompts, smallest_difference
 from dualipo.evaluation.reading import FROZEN_MAXES
 from dualipo.evaluation.suites import SmallWorld
 from dualipo.evaluation.vbench import aggregate
-from dualipo.evaluation.vbench.resampling import by_prompt_rows, by_prompt_table, paired_total
 from dualipo.generator.base import load_generator
 from dualipo.media.store import ClipStore
 from dualipo.media.video import encode_clip

@@ -76,9 +76,15 @@ class Experiment:
         self.write("runs/base/agreement.json", {"agreement": {"mean": 0.8, "low": 0.7, "high": 0.9}, "pairs": 40})
         self.write("runs/base/scores.json", {"suite": "small_world", "total": {"mean": 50.0, "low": 48, "high": 52}})
         self.write("runs/base/benchmark_clips/manifest.jsonl", "{}\n")
+        self.settled("runs/base")
         run_id = self.record("start", BASE, "")
         self.reward({"config.json": {"model_type": "none"}}, {})
         return run_id
+
+    def settled(self, run: str, rolled_back: bool = False) -> None:
+        settlement = {"critic_rolled_back": rolled_back, "stop": False, "reasons": ["critic: as it is."], "watch": []}
+        self.write(f"{run}/settlement.json", settlement | {"evidence": {}, "history": [], "draws": {}})
+        self.write(f"{run}/course.json", {"stop": False})
 
     def reward(self, files: dict[str, object], baselines: dict) -> None:
         """The base steps behind start: a VideoReward's folder of these files, and what was measured of it."""
@@ -88,8 +94,11 @@ class Experiment:
         for step in ("train_reward", "check_reward"):
             self.record(step, BASE, "")
 
-    def round(self, name: str, prev: str, total: float = 60.0, promoted: bool = True, only: tuple = ()) -> None:
-        """One round, or some of its steps; `promoted` is the generator's verdict, the critic is always accepted."""
+    def round(
+        self, name: str, prev: str, total: float = 60.0, promoted: bool = True, only: tuple = (), back: bool = False
+    ) -> None:
+        """One round, or some of its steps; `promoted` is the generator's verdict, the critic is always accepted, and
+        `back` rolls it back in the end."""
         run = f"runs/{name}"
         self.write(f"{run}/prompts.jsonl", f"prompts {name}")
         self.write(f"{run}/prompts_audit.json", {"count": 1})
@@ -102,8 +111,12 @@ class Experiment:
         self.write(f"{run}/critic_curves.csv", "step,loss\n1,0.5\n")
         agreement = {"agreement": {"mean": 0.82, "low": 0.75, "high": 0.9}}
         self.write(f"{run}/critic_candidate_agreement.json", agreement)
-        self.copy(f"{run}/critic_candidate", f"{run}/critic")
-        self.write(f"{run}/agreement.json", agreement)
+        self.copy(f"{run}/critic_candidate", f"{run}/accepted_critic")
+        self.write(f"{run}/accepted_agreement.json", agreement)
+        self.copy(f"runs/{prev}/critic" if back else f"{run}/critic_candidate", f"{run}/critic")
+        former = json.loads((self.root / f"runs/{prev}/agreement.json").read_text())
+        self.write(f"{run}/agreement.json", former if back else agreement)
+        self.settled(run, back)
         self.write(f"{run}/critic_decision.json", {"promoted": True, "reasons": [], "evidence": {}})
         self.write(f"{run}/preferences/pairs.jsonl", f"pairs {name}")
         self.write(f"{run}/generator_candidate/nested/model.safetensors", f"generator {name}")
@@ -274,6 +287,47 @@ def test_aliases_follow_decisions(recorded):
     assert aliases(tracker, CRITIC) == {"champion": 3, "previous": 2}
 
 
+def test_a_critic_that_is_rolled_back_gives_its_place_back(own):
+    own.start()
+    own.round("1", BASE)
+    own.round("2", "1", total=40.0, promoted=False, back=True)
+    base, first, second = own.tracker.versions(CRITIC)
+    assert aliases(own.tracker, CRITIC) == {"champion": 2, "previous": 3}
+    assert [v.tags["status"] for v in (base, first, second)] == ["base", "promoted", "rolled_back"]
+    assert second.tags["reason"] == "critic: as it is."
+    top = runs_of(own.tracker)["tiny"].info.run_id
+    history = own.tracker.store.client.get_metric_history(top, "agreement.agreement.mean")
+    assert sorted((m.step, m.value) for m in history) == [(0, 0.8), (1, 0.82), (2, 0.82)]
+    # what is promoted next is measured against the former one, and takes its place.
+    own.round("3", "2")
+    assert aliases(own.tracker, CRITIC) == {"champion": 4, "previous": 2}
+    assert "(rolled back)" not in format_lineage(lineage(own.root, own.tracker, "generator@champion"))
+    assert "(rolled back)" in format_lineage(lineage(own.root, own.tracker, "critic@champion"))
+
+
+def test_a_step_that_did_not_run_is_recorded_as_such_and_registers_nothing(own):
+    own.start()
+    own.round("1", BASE, only=("align", "evaluate", "promote_generator"))
+    versions = {model: own.tracker.versions(model) for model in (GENERATOR, CRITIC)}
+    skipped = Summary(tags={"skipped": "stopped after round 1: stop: enough."})
+    for step in (step for step in GRAPH.values() if step.scope == "round"):
+        for port in step.outputs.values():
+            path = port.bind("data", "2", "1")
+            if port.stays and port.kind in ("generator", "critic"):
+                own.copy(f"runs/1/{port.kind}", path)
+            else:
+                own.write(path if Path(path).suffix else f"{path}/not_run.json", {"happened": False})
+        own.record(step.name, "2", "1", skipped)
+    assert {model: own.tracker.versions(model) for model in (GENERATOR, CRITIC)} == versions
+    runs = runs_of(own.tracker)
+    for name in ("generate 2", "promote_generator 2", "settle 2"):
+        assert runs[name].data.tags["skipped"] == "stopped after round 1: stop: enough."
+        assert runs[name].info.status == "FINISHED"
+    assert runs["round 2"].info.status == "FINISHED"
+    history = own.tracker.store.client.get_metric_history(runs["tiny"].info.run_id, "scores.total.mean")
+    assert sorted(m.step for m in history) == [0, 1]
+
+
 def test_references(recorded):
     tracker = recorded.tracker
     for reference in (
@@ -302,7 +356,7 @@ def test_recording_again_changes_nothing(recorded):
         return runs, models, len(tracker.store.client.search_logged_models([tracker.store.experiment_id]))
 
     before = state()
-    assert len(before[0]) == 1 + 3 + 3 + 2 * 11
+    assert len(before[0]) == 1 + 3 + 3 + 2 * 12
     recorded.tracker = Tracker(recorded.root, recorded.config)  # as another process would
     for step in GRAPH.values():
         if step.scope == "round":
@@ -398,12 +452,12 @@ def test_a_rejected_candidate_equal_to_its_incumbent_does_not_take_its_place(own
     assert (base.tags["status"], candidate.tags["status"]) == ("base", "rejected")
     assert aliases(own.tracker, GENERATOR) == {"champion": 1}
     own.write("runs/1/critic_candidate/model.safetensors", "new")
-    own.copy("data/critic", "runs/1/critic")
-    for name in ("critic_candidate_agreement.json", "agreement.json"):
+    own.copy("data/critic", "runs/1/accepted_critic")
+    for name in ("critic_candidate_agreement.json", "accepted_agreement.json"):
         own.write(f"runs/1/{name}", {"agreement": {"mean": 0.1}})
     own.write("runs/1/critic_gate/verdict.json", {})
     own.write("runs/1/critic_decision.json", {"promoted": True, "reasons": [], "evidence": {}})
-    with pytest.raises(UserError, match="says promoted, yet runs/1/critic is not runs/1/critic_candidate"):
+    with pytest.raises(UserError, match="says promoted, yet runs/1/accepted_critic is not runs/1/critic_candidate"):
         own.record("promote_critic", "1", BASE)
 
 
@@ -423,7 +477,7 @@ def test_lineage_reaches_the_human_labels(recorded):
     assert origins["human seed labels"] == "data/seed"
     assert origins["human test labels"] == "data/test"
     assert origins["real clips"] == "data/real"
-    later = {"check_reward", "evaluate", "promote_generator", "report"}
+    later = {"check_reward", "evaluate", "promote_generator", "settle", "report"}
     assert {node.run.step for node in found if node.run} == GRAPH.keys() - later
     text = format_lineage(tree)
     assert text.splitlines()[0] == (
@@ -439,7 +493,7 @@ def test_lineage_reaches_the_human_labels(recorded):
     ]
     text = format_lineage(lineage(root, recorded.tracker, "critic@champion"))
     assert "train_critic, round 2" in text and "train_critic, round 1" in text
-    assert len(text.splitlines()) < 70
+    assert len(text.splitlines()) < 90
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ from dualipo.config import Config, load_config, parse_config
 from dualipo.engine import execute, execute_shard
 from dualipo.errors import UserError
 from dualipo.evaluation.benchmark import score_metrics
+from dualipo.evaluation.paired import by_prompt_rows, by_prompt_table, paired_total
 from dualipo.evaluation.suites import open_suite
 from dualipo.evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from dualipo.evaluation.vbench.prompts import official, official_texts
-from dualipo.evaluation.vbench.resampling import by_prompt_rows, by_prompt_table, intervals, paired_total
+from dualipo.evaluation.vbench.resampling import intervals
 from dualipo.evaluation.vbench.results import read_results
 from dualipo.evaluation.vbench.suite import write_archive
 from dualipo.heldout import hold_out, require_apart
@@ -420,8 +421,8 @@ def standin(tmp_path_factory) -> StandIn:
 
 
 @pytest.fixture(scope="module")
-def inputs(generator_folder, benchmark) -> dict[str, Path]:
-    return {"candidate": generator_folder, "benchmark": benchmark}
+def inputs(generator_folder, benchmark, course) -> dict[str, Path]:
+    return {"candidate": generator_folder, "benchmark": benchmark, "course": course}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dualipo.config import Config
+from dualipo.evaluation.appearance import by_prompt
 from dualipo.evaluation.suites import Suite, open_suite
 from dualipo.generator.guidance import UNGUIDED, Steering
 from dualipo.generator.sampling import pack_clips, sampling_chunks
@@ -17,7 +18,7 @@ def run_benchmark(
     config: Config, checkpoint: Path, benchmark: Path, clips: Path, work: Path, steering: Steering = UNGUIDED
 ) -> dict[str, Any]:
     """Samples the clips of the suite into `clips`, scores each (`clips/scores.jsonl`) and returns the contents of
-    scores.json, in points of 100 with 95 percent intervals over prompts.
+    scores.json, in points of 100 with 95 percent intervals over prompts, and each prompt's `appearance`.
 
     Every generator of an experiment gets the same prompts and seeds, so that two versions can be compared in pairs.
     Scores of clips that were sampled with reward guidance say so (`guided`: scale and weights).
@@ -26,7 +27,8 @@ def run_benchmark(
     suite.prepare(work)
     pack_clips(_chunks(config, suite, checkpoint, work, steering), clips)
     guided = steering.told(checkpoint)
-    return {**suite.score(clips, work), **({"guided": guided} if guided else {})}
+    scored = {**suite.score(clips, work), "appearance": by_prompt(clips)}
+    return {**scored, **({"guided": guided} if guided else {})}
 
 
 def benchmark_chunks(

@@ -13,8 +13,8 @@ import numpy as np
 from dualipo.artifacts import read_json
 from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import LEVEL
+from dualipo.evaluation.paired import RESAMPLES, paired
 from dualipo.evaluation.reading import in_reading_order
-from dualipo.evaluation.vbench.resampling import RESAMPLES, paired
 
 
 @dataclass(frozen=True)

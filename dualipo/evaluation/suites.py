@@ -10,6 +10,7 @@ from typing import Any
 from dualipo.artifacts import write_json_lines
 from dualipo.config import Config
 from dualipo.evaluation.bootstrap import interval
+from dualipo.evaluation.paired import by_prompt_rows
 from dualipo.media.store import ClipStore
 from dualipo.records import Prompt, read_rows
 from dualipo.steps import derive_seed
@@ -64,7 +65,6 @@ class SmallWorld(Suite):
         return self.config.evaluate.samples_per_prompt
 
     def score(self, clips: Path, work: Path) -> dict[str, Any]:
-        from dualipo.evaluation.vbench.resampling import by_prompt_rows
         from dualipo.world.benchmark import DIMENSIONS, NAMESPACE, NOT_MEASURED, score_clip
 
         prompts, store = self.prompts, ClipStore(clips)

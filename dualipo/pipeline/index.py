@@ -67,7 +67,7 @@ def gather_runs(runs: Path, before: Path | None, artifacts: Iterable[Any]) -> No
                 continue
             if source.is_file():
                 shutil.copyfile(source, target)
-            elif entry.kind == "clips" and target.name == "candidates":
+            elif entry.kind == "clips" and target.name == "candidates" and (source / MANIFEST).is_file():
                 target.mkdir()
                 shutil.copyfile(source / MANIFEST, target / MANIFEST)
             else:

@@ -99,6 +99,56 @@ class Scores(Lenient):
         return {name for name, found in self.dimensions.items() if found and found.get("mean") is not None}
 
 
+class Course(Strict):
+    """course.json: what a round says of the next one. It holds nothing else, so that what does not change it, such as
+    another bound of the stopping rule, makes no step of the next round again."""
+
+    stop: bool
+    """The next round does not happen, nor does any after it."""
+    round: str = ""
+    """The round that says so; empty where it goes on."""
+    refine_critic: bool = False
+    """The benchmark fell or a training's curves were pathological, which `train_critic.update: after_degradation` waits
+    for. Always false where the critic is updated in every round."""
+    reasons: list[str] = []
+    """Why it stops."""
+
+
+class Standing(Strict):
+    """What stood after one round."""
+
+    round: str
+    champion: str
+    """The round whose candidate the generator is."""
+    total: float | None
+    """Of the benchmark, points."""
+    promoted: bool
+    """The round gave a new generator."""
+    degraded: bool
+    """Its candidate's benchmark fell by more than may be lost."""
+    critic_updated: bool
+    critic_rolled_back: bool
+    agreement: Interval
+    """Of the critic with people, of 1."""
+    reward: Interval | None
+    """The critic's mean score of this round's clips, which the champion before made."""
+
+
+class Settlement(Strict):
+    """settlement.json: how a round ended."""
+
+    critic_rolled_back: bool
+    stop: bool
+    reasons: list[str] = Field(min_length=1)
+    watch: list[str]
+    """Signs of reward hacking, a sentence each."""
+    evidence: dict[str, Any]
+    history: list[Standing]
+    """The base first, this round last."""
+    draws: dict[str, list[float]]
+    """By the round that made a champion: its total on resamples of the benchmark's prompts (evaluation/paired.py)."""
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -20,6 +20,11 @@ def spoken(number: float | None) -> str:
     return "undefined" if number is None else f"{number:.4g}"
 
 
+def degraded(new: float | None, old: float | None, max_drop: float) -> bool:
+    """Whether a candidate's total lies below the incumbent's by more than may be lost; not where one is undefined."""
+    return new is not None and old is not None and new < old - max_drop
+
+
 def gate_evidence(gates: Mapping[str, Verdict]) -> dict[str, bool]:
     return {name: verdict.passed for name, verdict in gates.items()}
 

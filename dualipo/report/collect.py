@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from dualipo import __version__
 from dualipo.artifacts import INDEX, Digest, digest, read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.evaluation.vbench.resampling import paired_total
+from dualipo.evaluation.paired import paired_total
 from dualipo.media.store import MANIFEST, ClipStore
 from dualipo.media.video import encode_clip
-from dualipo.quality.evidence import Decision, Verdict
+from dualipo.quality.evidence import Course, Decision, Settlement, Verdict
 from dualipo.records import (
     CHOICES,
     RATINGS,
@@ -46,9 +45,10 @@ LINEAGE = {
     "prompts.jsonl": ("prompt space",),
     "candidates": ("prompts.jsonl", "{prev}/generator"),
     "labels": ("candidates", "{prev}/critic"),
-    "critic": ("labels", "human seed labels", "{prev}/critic"),
-    "preferences": ("candidates", "critic"),
+    "accepted_critic": ("labels", "human seed labels", "{prev}/critic"),
+    "preferences": ("candidates", "accepted_critic"),
     "generator": ("preferences", "real clips", "{prev}/generator"),
+    "critic": ("accepted_critic", "{prev}/critic"),
     "benchmark_clips": ("generator_candidate", "benchmark"),
 }
 """Artifacts of a round that bear a hash, and what each was made from."""
@@ -73,8 +73,13 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
         raise UserError(
             f"{runs / BASE / 'scores.json'}: the total is null; measure the base model again, in every dimension"
         )
+    not_run: dict[str, dict[str, Any]] = {}
     for name, entry in config.rounds.items():
-        rounds.append(_round(runs, name, entry.prev, observer))
+        ended = read_as(runs / entry.prev / "course.json", Course)
+        if ended and ended["stop"]:
+            not_run[name] = ended
+        else:
+            rounds.append(_round(runs, name, entry.prev, observer))
     _mark_carried(rounds)
     by_name = {entry["name"]: entry for entry in rounds}
     final, shown = _final(rounds, by_name)
@@ -92,11 +97,14 @@ def collect(config: Config, runs: Path) -> dict[str, Any]:
         "min_agreement": config.check_critic.min_agreement,
         "certainty_threshold": config.label.certainty_threshold if config.label.filter_by_certainty else None,
         "rounds": rounds,
+        "not_run": not_run,
+        "stops": config.settle.stop,
+        "rolls_back": config.settle.roll_back_critic,
         "final": final,
         "final_clips": shown,
         "gain": _gain(runs, shown, config.evaluate.bootstrap),
         "clips": _clips(runs, shown),
-        "warnings": _warnings(rounds, SCORERS[config.prefer.scorer]) + _observed_warnings(rounds, baselines),
+        "warnings": _warnings(rounds) + _observed_warnings(rounds, baselines),
     }
 
 
@@ -117,6 +125,7 @@ def _round(runs: Path, name: str, prev: str | None, observer: bool) -> dict[str,
         "candidate_agreement": read_as(folder / "critic_candidate_agreement.json", Agreement),
         "critic_decision": read_as(folder / "critic_decision.json", Decision),
         "generator_decision": read_as(folder / "generator_decision.json", Decision),
+        "settlement": read_as(folder / "settlement.json", Settlement) if prev else None,
         "gates": {gate: read_as(folder / gate / "verdict.json", Verdict) for gate in GATES} if prev else {},
         "labels": _labels(folder / "labels"),
         "preferences": _preferences(folder / "preferences"),
@@ -206,7 +215,7 @@ def _preferences(folder: Path) -> dict[str, Any] | None:
         "clips": len(clips),
         "desirable": _share(row.desirable for row in clips),
         "reward": float(np.mean([row.score for row in clips])) if clips else None,
-        "videoreward": (read_as(folder / "summary.json", PreferenceSummary) or {}).get("videoreward"),
+        **(read_as(folder / "summary.json", PreferenceSummary) or PreferenceSummary().model_dump()),
     }
 
 
@@ -261,23 +270,8 @@ def _gain(runs: Path, final: str, resamples: int) -> dict[str, Any] | None:
     if final == BASE:
         return None
     before, after = read_json(runs / BASE / "scores.json"), read_json(runs / final / "scores.json")
-    if "by_prompt" in before:
-        found = paired_total(before, after, 0, resamples)
-        return found and {**found, "prompts": before["prompts"]}
-    totals = []
-    for name in (BASE, final):
-        by_prompt: dict[str, list[float]] = {}
-        for row in _clip_scores(runs / name / "benchmark_clips").values():
-            if row["total"] is not None:
-                by_prompt.setdefault(row["prompt_id"], []).append(row["total"])
-        totals.append({prompt: float(np.mean(values)) for prompt, values in by_prompt.items()})
-    shared = [prompt for prompt in totals[0] if prompt in totals[1]]
-    if not shared:
-        return None
-    gains = np.array([totals[1][prompt] - totals[0][prompt] for prompt in shared])
-    draws = np.random.default_rng(0).integers(len(gains), size=(resamples, len(gains)))
-    low, high = np.percentile(gains[draws].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(gains.mean()), "low": float(low), "high": float(high), "prompts": len(gains)}
+    found = paired_total(before, after, 0, resamples)
+    return found and {**found, "prompts": before["prompts"]}
 
 
 def pick_pairs(base: ClipStore, final: ClipStore, limit: int = MAX_PAIRS) -> list[tuple[Clip, Clip]]:
@@ -314,7 +308,7 @@ def _video(frames: np.ndarray) -> dict[str, Any]:
     return {"mp4": mp4, "width": width * scale, "height": height * scale, "frames": len(frames)}
 
 
-def _warnings(rounds: list[dict[str, Any]], scorer: str) -> list[str]:
+def _warnings(rounds: list[dict[str, Any]]) -> list[str]:
     """Known failures that the numbers show, one sentence each."""
     found = []
     for entry in rounds:
@@ -324,19 +318,7 @@ def _warnings(rounds: list[dict[str, Any]], scorer: str) -> list[str]:
                 f"Round {entry['name']}: the denoising errors of winners and losers both rise during alignment, "
                 "the classic failure of preference training; lower the learning rate or raise lambda_winner."
             )
-    # A round's reward is measured on clips of the champion before it.
-    champions = {e["name"]: e["scores"]["total"] for e in rounds if e["scores"] and e["scores"]["total"]}
-    judged = [
-        (entry["name"], champions[entry["prev"]], entry["preferences"]["reward"])
-        for entry in rounds
-        if entry["prev"] in champions and entry["preferences"] and entry["preferences"]["reward"] is not None
-    ]
-    for (_, total, reward), (name, new_total, new_reward) in pairwise(judged):
-        if new_total != total and new_reward > reward and new_total["low"] <= total["mean"]:
-            found.append(
-                f"Round {name}: {scorer} scores the newer generator higher ({reward:.2f} to {new_reward:.2f}) while "
-                "its gain on the benchmark lies within the interval; watch for reward hacking."
-            )
+        found += [f"Round {entry['name']}: {sign}" for sign in (entry["settlement"] or {"watch": []})["watch"]]
     return found
 
 

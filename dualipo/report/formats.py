@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from dualipo.errors import UserError
+from dualipo import curves
 from dualipo.quality.evidence import load
 
 
@@ -106,6 +105,8 @@ class Observation(Format):
 class PreferenceSummary(Format):
     """summary.json of preferences."""
 
+    scored: Measured = Field(None, validation_alias="reward")
+    """The scorer's mean score of the round's clips."""
     videoreward: Observation | None = None
 
 
@@ -129,26 +130,9 @@ def read_as(path: Path, kind: type[Kind]) -> dict[str, Any] | None:
     return load(kind, path).model_dump() if path.is_file() else None
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[float, float]]] | None:
-    """Series of (step, value) by name from a CSV with the header `step,<series>...`; empty cells and NaN are left out.
-
-    None where there is no such file yet; raises UserError that names the line where a cell is no number.
-    """
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]] | None:
+    """Series of (step, value) by name, without values that are not finite; None where there is no such file yet."""
     if not path.is_file():
         return None
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or []
-        if "step" not in names:
-            raise UserError(f"{path}: no column 'step'; run the step that makes it again")
-        curves: dict[str, list[tuple[float, float]]] = {name: [] for name in names if name != "step"}
-        for row in reader:
-            try:
-                step = float(row["step"])
-                values = {name: float(row[name]) for name in curves if row[name] not in (None, "")}
-            except (TypeError, ValueError):
-                raise UserError(f"{path}, line {reader.line_num}: not a row of numbers; run its step again") from None
-            for name, value in values.items():
-                if math.isfinite(value):
-                    curves[name].append((step, value))
-    return {name: points for name, points in curves.items() if points}
+    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in curves.read_curves(path).items()}
+    return {name: points for name, points in finite.items() if points}

@@ -69,6 +69,7 @@ def render(report: dict[str, Any]) -> str:
         "whole": lambda value: "–" if value is None else f"{value:.0f}",
         "signed": lambda value: f"{value:+.1f}".replace("-", "−"),
         "size": _size,
+        "capitalise": lambda text: text[:1].upper() + text[1:],
         "round_name": round_name,
     }
     return environment.get_template("template.html.j2").render(report=report, charts=_charts(report), **_counts(report))
@@ -127,6 +128,7 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
         "final": next(entry for entry in measured if entry["name"] == report["final"]),
         "guided": next((s["guided"] for e in rounds if (s := e["candidate_scores"]) and s["guided"]), None),
         "finished": sum(entry["finished"] for entry in rounds),
+        "appearance": _appearance(rounds),
         "promoted": {
             model: [entry[f"{model}_decision"]["promoted"] for entry in rounds if entry[f"{model}_decision"]]
             for model in ("critic", "generator")
@@ -141,6 +143,17 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
         "observed": any((e["preferences"] or {}).get("videoreward") for e in rounds),
         "verdict_keys": _ordered(entry["labels"]["verdicts"] for entry in rounds if entry["labels"]),
     }
+
+
+def _appearance(rounds: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(round, who against whom, effect by statistic) of every round whose decision tells."""
+    found = []
+    for entry in rounds:
+        told = (entry["generator_decision"] or {"evidence": {}})["evidence"].get("appearance", {})
+        for who, whom in (("winners", "losers"), ("candidate", "incumbent")):
+            if any((effects := told.get(who) or {}).values()):
+                found.append((entry["name"], f"{who} against {whom}", effects))
+    return found
 
 
 def _compared(baselines: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -186,6 +199,7 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
             unit="%",
             threshold=(100 * threshold, f"required: {100 * threshold:g} %"),
         ),
+        "reward": _rewards(slots, rounds, report["scorer"]),
         "certainty": {
             entry["name"]: {
                 kind: histogram(
@@ -205,6 +219,19 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _rewards(slots: list[str], rounds: list[dict[str, Any]], scorer: str) -> Any:
+    """Each round's mean score of its clips, in hundredths; nothing where no round has told it."""
+    marks = []
+    for slot, entry in enumerate(rounds):
+        if entry["preferences"] and (found := entry["preferences"]["scored"]):
+            mean, low, high = (100 * found[name] for name in ("mean", "low", "high"))
+            text = f"{round_name(entry['name'])}: {mean:.1f}, 95% interval {low:.1f} to {high:.1f}"
+            marks.append(Mark(slot, mean, low, high, "champion", text))
+    label = f"Mean score that {scorer} gives each round's clips, in hundredths. "
+    bounds = (float("-inf"), float("inf"))
+    return interval_chart(slots, marks, label + "; ".join(mark.label for mark in marks), bounds=bounds) if marks else ""
+
+
 def _estimates(
     slots: list[str],
     rounds: list[dict[str, Any]],
@@ -220,6 +247,8 @@ def _estimates(
     for slot, entry in enumerate(rounds):
         decided = entry[decision]
         verdict = "undecided" if decided is None else "promoted" if decided["promoted"] else "rejected"
+        if key == "agreement" and (entry["settlement"] or {}).get("critic_rolled_back"):
+            verdict = "rejected"
         for role, found in ((verdict, entry[f"candidate_{key}"]), ("champion", entry[key])):
             for part in path:
                 found = found.get(part) if found else None

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from dualipo.config import Models
+    from dualipo.config import Config, Models
+    from dualipo.quality.evidence import Course
     from dualipo.resume import Chunks
 
 Kind = Literal["data", "clips", "dataset", "critic", "reward", "generator", "gate", "scores", "curves", "page"]
@@ -23,6 +24,8 @@ BASE = "base"
 """The round before the first: the models as they came."""
 GIVEN = "given"
 """In a step's scratch folder: results made elsewhere that it goes on from."""
+COURSE = "course"
+"""Input port of every step of a round: whether the round before said that this one happens. The engine reads it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Port:
     kind: Kind
     model: str | None = None
     """The key of the section `models` that says where it lies; `path` is that key's default."""
+    stays: str | None = None
+    """Of an output: the input that stands in its place in a round that does not happen; None: a note that says so."""
 
     def bind(self, data: str, round_name: str, prev: str, models: Models | None = None) -> str:
         if self.model and models:
@@ -56,10 +61,22 @@ class Step:
     """Trains a model, on several processes or machines where its parameters ask for them."""
     shards: Literal["no", "some", "all"] = "no"
     """Whether some or all of its work on a GPU is a loop of chunks that other processes may make: steps/sharding.py."""
+    steered: bool = False
+    """Its function takes the port `course` too."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Names of the ports that its function takes."""
+        return frozenset([*self.inputs, *self.outputs]) - (frozenset() if self.steered else {COURSE})
 
     @property
     def function(self) -> Callable[..., Summary]:
         return getattr(importlib.import_module(f"dualipo.steps.{self.name}"), self.name)
+
+    def idle(self, config: Config, course: Course | None) -> bool:
+        """Whether a step that trains has nothing to train, so that no machines need be asked for."""
+        own = importlib.import_module(f"dualipo.steps.{self.name}")
+        return self.steered and own.idle(config, course)
 
     @property
     def chunks(self) -> Callable[..., Chunks]:
@@ -109,8 +126,8 @@ class Summary:
         )
 
 
-def _round(name: str, kind: Kind) -> Port:
-    return Port(f"runs/{{round}}/{name}", kind)
+def _round(name: str, kind: Kind, stays: str | None = None) -> Port:
+    return Port(f"runs/{{round}}/{name}", kind, stays=stays)
 
 
 def _prev(name: str, kind: Kind) -> Port:
@@ -150,6 +167,8 @@ _STEPS = [
             "benchmark_clips": _round("benchmark_clips", "clips"),
             "held_out": _round("held_out.json", "dataset"),
             "label_profile": _round("label_profile.json", "scores"),
+            "settlement": _round("settlement.json", "gate"),
+            "next_course": _round("course.json", "gate"),
         },
         scope="base",
         gpu=True,
@@ -221,7 +240,10 @@ _STEPS = [
             "seed_labels": _data("seed"),
             "previous_profile": _prev("label_profile.json", "scores"),
         },
-        {"gate": _round("label_gate", "gate"), "label_profile": _round("label_profile.json", "scores")},
+        {
+            "gate": _round("label_gate", "gate"),
+            "label_profile": _round("label_profile.json", "scores", stays="previous_profile"),
+        },
     ),
     Step(
         "train_critic",
@@ -237,6 +259,7 @@ _STEPS = [
         {"candidate": _round("critic_candidate", "critic"), "curves": _round("critic_curves.csv", "curves")},
         gpu=True,
         trains=True,
+        steered=True,
     ),
     Step(
         "check_critic",
@@ -265,8 +288,8 @@ _STEPS = [
             "critic_gate": _round("critic_gate", "gate"),
         },
         {
-            "critic": _round("critic", "critic"),
-            "agreement": _round("agreement.json", "scores"),
+            "critic": _round("accepted_critic", "critic", stays="incumbent"),
+            "agreement": _round("accepted_agreement.json", "scores", stays="incumbent_agreement"),
             "decision": _round("critic_decision.json", "gate"),
         },
     ),
@@ -276,7 +299,7 @@ _STEPS = [
         ("experiment", "label", "prefer", "latent_reward"),
         {
             "candidates": _round("candidates", "clips"),
-            "critic": _round("critic", "critic"),
+            "critic": _round("accepted_critic", "critic"),
             "reward": _base("reward", "reward"),
         },
         {"preferences": _round("preferences", "dataset"), "gate": _round("preference_gate", "gate")},
@@ -321,14 +344,42 @@ _STEPS = [
             "incumbent": _prev("generator", "generator"),
             "incumbent_scores": _prev("scores.json", "scores"),
             "label_gate": _round("label_gate", "gate"),
+            "preferences": _round("preferences", "dataset"),
             "preference_gate": _round("preference_gate", "gate"),
             "baselines": _base("baselines.json", "scores"),
+            "former_settlement": _prev("settlement.json", "gate"),
         },
         {
-            "generator": _round("generator", "generator"),
-            "scores": _round("scores.json", "scores"),
+            "generator": _round("generator", "generator", stays="incumbent"),
+            "scores": _round("scores.json", "scores", stays="incumbent_scores"),
             "decision": _round("generator_decision.json", "gate"),
         },
+    ),
+    Step(
+        "settle",
+        "Roll the critic back where the benchmark fell after its update, and say whether another round is worth its "
+        "cost.",
+        ("settle", "train_critic", "align"),
+        {
+            "critic_decision": _round("critic_decision.json", "gate"),
+            "generator_decision": _round("generator_decision.json", "gate"),
+            "accepted_critic": _round("accepted_critic", "critic"),
+            "accepted_agreement": _round("accepted_agreement.json", "scores"),
+            "former_critic": _prev("critic", "critic"),
+            "former_agreement": _prev("agreement.json", "scores"),
+            "scores": _round("scores.json", "scores"),
+            "preferences": _round("preferences", "dataset"),
+            "critic_curves": _round("critic_curves.csv", "curves"),
+            "align_curves": _round("align_curves.csv", "curves"),
+            "former_settlement": _prev("settlement.json", "gate"),
+        },
+        {
+            "critic": _round("critic", "critic", stays="former_critic"),
+            "agreement": _round("agreement.json", "scores", stays="former_agreement"),
+            "settlement": _round("settlement.json", "gate", stays="former_settlement"),
+            "next_course": _round("course.json", "gate", stays=COURSE),
+        },
+        steered=True,
     ),
     Step(
         "report",
@@ -350,13 +401,27 @@ _STEPS = [
             "flow_nrg",
             "evaluate",
             "promote_generator",
+            "settle",
         ),
         {"runs": Port("runs", "data")},
         {"page": Port("report/index.html", "page")},
         scope="run",
     ),
 ]
+_STEPS = [
+    replace(step, inputs=step.inputs | {COURSE: _prev("course.json", "gate")}) if step.scope == "round" else step
+    for step in _STEPS
+]
 GRAPH: dict[str, Step] = {step.name: step for step in _STEPS}
+HANDED_ON = tuple(
+    dict.fromkeys(
+        port.path.removeprefix("runs/{prev}/")
+        for step in _STEPS
+        for port in step.inputs.values()
+        if port.path.startswith("runs/{prev}/")
+    )
+)
+"""Names of the files and folders that a round hands on to the next."""
 
 
 def steps_of(scope: str) -> list[Step]:

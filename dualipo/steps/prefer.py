@@ -34,9 +34,13 @@ def prefer(
     Where the experiment has a VideoReward and the critic scores, the summary's `videoreward` says what it makes of the
     clips, with 95 percent intervals over prompts: `score`, the mean of their overall scores, and of the pairs `margin`,
     the winner's score less the loser's, and `agrees`, the share of winners that score higher (equal scores count half).
+    `reward` is the scorer's mean score with such an interval, `appearance` what winners look like against losers
+    (dualipo/evaluation/appearance.py).
 
     Raises UserError where a VideoReward is to score and none was trained.
     """
+    from dualipo.evaluation.appearance import of_pairs
+    from dualipo.evaluation.bootstrap import interval
     from dualipo.media.sheets import side_by_side
     from dualipo.media.store import ClipStore
     from dualipo.quality.gate import preference_gate
@@ -66,6 +70,10 @@ def prefer(
         "mean_margin": float(np.mean([pair.winner_score - pair.loser_score for pair in pairs])) if pairs else 0.0,
     }
     numbers = {key: float(value) for key, value in summary.items()}
+    scores = [row.score for row in scored]
+    summary["reward"] = interval(scores, [row.prompt_id for row in scored], job.seed) if scored else None
+    looks = {item["pair"][0]["prompt_id"]: item["looks"] for item in made if "pair" in item}
+    summary["appearance"] = of_pairs(*({prompt: own[side] for prompt, own in looks.items()} for side in (0, 1)))
     if observed := {item["row"]["clip"]: item["observed"] for item in made if "observed" in item}:
         summary["videoreward"] = _observation(scored, pairs, observed, job.seed)
         numbers |= {f"videoreward_{key}": found["mean"] for key, found in summary["videoreward"].items() if found}
@@ -101,6 +109,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
     from dualipo.critic.scoring import Reward, load_scorer
     from dualipo.critic.videoreward.model import load_videoreward
     from dualipo.critic.videoreward.settings import is_videoreward
+    from dualipo.evaluation.appearance import look
     from dualipo.media.store import ClipStore
     from dualipo.resume import Chunks, chunk_size
 
@@ -119,8 +128,10 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
         clips = [clip for group in groups for clip in group]
         seen: dict[str, Any] = {}
         observed: dict[str, float] = {}
+        looks: dict[str, Any] = {}
         for frames in store.read([clip.id for clip in clips]):
             seen |= scorer.see(frames)
+            looks |= {clip: look(pixels) for clip, pixels in frames.items()}
             if watching:
                 observed |= observer().observe([clip for clip in clips if clip.id in frames], frames)
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
@@ -149,7 +160,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
             }
             for row in rows
         ]
-        return [*told, *({"pair": pair} for pair in ends)]
+        return [*told, *({"pair": pair, "looks": [looks[row["clip"]] for row in pair]} for pair in ends)]
 
     groups = list(store.by_prompt().values())
     return Chunks(job.work, "preferring", groups, chunk_size(groups, PROMPTS_A_CHUNK), chunk)

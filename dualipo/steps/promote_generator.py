@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dualipo.artifacts import read_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.quality.evidence import Agreement, Decision, Scores, load, parse, read_verdict
-from dualipo.quality.promotion import gate_evidence, gate_faults, hand_on, spoken
+from dualipo.quality.evidence import Agreement, Decision, Scores, Settlement, load, parse, read_verdict
+from dualipo.quality.promotion import degraded, gate_evidence, gate_faults, hand_on, spoken
 from dualipo.steps import Job, Summary
 
 
@@ -22,8 +22,10 @@ def promote_generator(
     incumbent: Path,
     incumbent_scores: Path,
     label_gate: Path,
+    preferences: Path,
     preference_gate: Path,
     baselines: Path,
+    former_settlement: Path,
     generator: Path,
     scores: Path,
     decision: Path,
@@ -35,7 +37,8 @@ def promote_generator(
     was measured in fewer dimensions, or on another number of prompts, than the incumbent. Where a VideoReward scored
     the preferences, it has to agree with people as an accepted critic does (`check_critic.min_agreement` and `bound`).
     Where both scores hold every prompt's, the decision tells the difference of the totals, paired by prompt, with its
-    interval.
+    interval. Signs of reward hacking stand in the evidence as `watch`, with the effects behind them;
+    `promote_generator.hold_on_watch` lets them hold the candidate's promotion.
 
     Raises UserError where a gate, scores or a model folder is missing or malformed, the two scores are of different
     suites, or the VideoReward that scored was not measured.
@@ -59,6 +62,9 @@ def promote_generator(
                 f"scorer: VideoReward agrees with people on {spoken(scorer)} of the test pairs, required is at least "
                 f"{required:g}: preferences of a scorer that people disagree with mislead the generator."
             )
+    watched = _watch(config, candidate_scores, incumbent_scores, preferences, former_settlement)
+    if config.promote_generator.hold_on_watch:
+        faults += [f"watch: {sign}" for sign in watched["watch"]]
     passed = (
         f"both gates passed; the benchmark's total is {spoken(new.mean)} points, "
         f"the incumbent's {spoken(old.mean)}, and {drop:g} may be lost."
@@ -78,6 +84,7 @@ def promote_generator(
             "max_drop": drop,
             "gates_passed": gate_evidence(gates),
             **evidence,
+            **watched,
             **({"paired_difference": paired} if paired else {}),
         },
     )
@@ -101,9 +108,28 @@ def _scorer_agreement(baselines: Path, bound: Literal["mean", "low"]) -> float |
 
 
 def _paired(candidate_scores: Path, incumbent_scores: Path) -> dict[str, float] | None:
-    from dualipo.evaluation.vbench.resampling import RESAMPLES, paired_total
+    from dualipo.evaluation.paired import paired_total
 
-    return paired_total(read_json(incumbent_scores), read_json(candidate_scores), seed=0, resamples=RESAMPLES)
+    return paired_total(read_json(incumbent_scores), read_json(candidate_scores), seed=0)
+
+
+def _watch(config: Config, new: Path, old: Path, preferences: Path, former_settlement: Path) -> dict[str, Any]:
+    """Signs of reward hacking, a sentence each, and the effects that were looked at."""
+    from dualipo.evaluation.appearance import shifts
+    from dualipo.quality.watch import hacked, reward_of, shifted
+
+    summary, settled = read_json(preferences / "summary.json"), load(Settlement, former_settlement)
+    winners = summary.get("appearance") or {}
+    generators = shifts(*(read_json(scores).get("appearance") or [] for scores in (old, new)))
+    bound = config.promote_generator.max_shift
+    return {
+        "watch": [
+            *shifted(winners, bound, "winners", "losers"),
+            *shifted(generators, bound, "the candidate's clips", "the incumbent's"),
+            *hacked(settled.history, settled.draws, reward_of(summary)),
+        ],
+        "appearance": {"winners": winners, "candidate": generators, "max_shift": bound},
+    }
 
 
 def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list[str]:
@@ -111,7 +137,7 @@ def _benchmark_faults(new: float | None, old: float | None, drop: float) -> list
         return ["benchmark: the candidate has no total score, since a dimension is missing."]
     if old is None:
         return ["benchmark: the incumbent has no total score, so nothing shows that the candidate does not degrade."]
-    if new < old - drop:
+    if degraded(new, old, drop):
         lost = f"{spoken(old - new)} points below the incumbent's {spoken(old)}, and {drop:g} may be lost"
         return [f"benchmark: the candidate's total is {spoken(new)}, {lost}."]
     return []

@@ -33,9 +33,12 @@ def start(
     benchmark_clips: Path,
     held_out: Path,
     label_profile: Path,
+    settlement: Path,
+    next_course: Path,
 ) -> Summary:
     """Writes the base models' copies, the base critic's agreement and the base generator's scores; the hashes of the
-    held-out prompts; and the human seed labels' profile, from which the first round's pseudo-labels may drift so far.
+    held-out prompts; the human seed labels' profile, from which the first round's pseudo-labels may drift so far; and
+    what the rounds go on from.
 
     Raises UserError where a table is malformed, a clip is missing or truncated, or a prompt of the human test set also
     stands in the seed labels, among the real clips' captions or in the benchmark, or one of the benchmark (with
@@ -44,6 +47,7 @@ def start(
     from dualipo.evaluation.agreement import measure_agreement
     from dualipo.evaluation.benchmark import run_benchmark, score_metrics
     from dualipo.quality.profile import ProfileFile, profile_humans, write_profile
+    from dualipo.quality.settlement import begin
     from dualipo.steps.check_critic import agreement_metrics
     from dualipo.steps.evaluate import benchmark_sheet
 
@@ -52,6 +56,7 @@ def start(
     write_json(agreement, measured)
     found = run_benchmark(config, base_generator, benchmark, benchmark_clips, job.work)
     write_json(scores, found)
+    begin(found, measured, settlement, next_course)
     copy_folder(base_generator, generator)
     copy_folder(base_critic, critic)
     write_held_out(held_out, held)

@@ -7,6 +7,7 @@ from pathlib import Path
 from dualipo.artifacts import atomic, copy_folder
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_apart
+from dualipo.quality.evidence import Course, load
 from dualipo.records import PseudoChoice, PseudoRating, read_labels, read_rows
 from dualipo.steps import Job, Summary
 from dualipo.training.launch import launch, needs_launch
@@ -21,18 +22,20 @@ def train_critic(
     seed_labels: Path,
     critic: Path,
     held_out: Path,
+    course: Path,
     candidate: Path,
     curves: Path,
 ) -> Summary:
-    """Writes the critic candidate and its curves. `train_critic.algorithm: none` hands on the incumbent's weights.
+    """Writes the critic candidate and its curves: the incumbent's weights as they are where there is nothing to train,
+    by `train_critic.algorithm: none`, or by `update: after_degradation` where the round before saw no reason to.
 
     Raises UserError where a label's prompt is one of the human test set, or a pseudo-label's one of the benchmark.
     """
-    section = config.train_critic
-    if section.algorithm != "none" and needs_launch(section.training):
+    section, resting = config.train_critic, idle(config, load(Course, course))
+    if not resting and needs_launch(section.training):
         paths = {
             "candidates": candidates, "labels": labels, "seed_labels": seed_labels, "critic": critic,
-            "held_out": held_out, "candidate": candidate, "curves": curves,
+            "held_out": held_out, "course": course, "candidate": candidate, "curves": curves,
         }  # fmt: skip
         return launch("train_critic", config, job, paths, section.training.processes)
 
@@ -42,7 +45,7 @@ def train_critic(
     from dualipo.curves import write_curves
     from dualipo.training.ranks import world
 
-    if section.algorithm == "none":
+    if resting:
         copy_folder(critic, candidate)
         write_curves(curves, {"loss": []})
         return Summary(metrics={"pairs": 0.0, "examples": 0.0})
@@ -63,3 +66,10 @@ def train_critic(
     write_curves(curves, result.series)
     metrics = {"pairs": float(len(pseudo.pairs)), "examples": float(len(human.examples) + len(pseudo.examples))}
     return Summary(metrics={**metrics, **result.metrics}, curves=result.series, tags=result.tags)
+
+
+def idle(config: Config, course: Course | None) -> bool:
+    """Whether the critic is handed on as it is; None stands for a course that calls for nothing."""
+    section = config.train_critic
+    called = section.update == "every_round" or bool(course and course.refine_critic)
+    return section.algorithm == "none" or not called

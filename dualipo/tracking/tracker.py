@@ -12,7 +12,8 @@ from typing import Any
 from dualipo.artifacts import read_json
 from dualipo.config import Config, config_json
 from dualipo.errors import UserError
-from dualipo.steps import BASE, Step, Summary, steps_of
+from dualipo.steps import BASE, HANDED_ON, Step, Summary, steps_of
+from dualipo.steps.standing_in import SKIPPED
 from dualipo.tracking.entries import KEPT, MODELS, Artifact, StepRun, Version
 from dualipo.tracking.evidence import EVIDENCE, Evidence, gather
 from dualipo.tracking.history import Kind
@@ -24,6 +25,7 @@ _SCORED = {"agreement": ("critic", "test_labels"), "scores": ("generator", "benc
 """Output port of a score -> the kind of model it speaks of, and the input port of the data it was measured on."""
 DECISION = "decision"
 _BASELINES = "baselines"
+_SETTLEMENT = "settlement"
 _AS_IT_CAME = {"promoted": True, "reasons": ["the base model, as it came"]}
 
 
@@ -170,9 +172,10 @@ class Tracker:
                 return run_id
             record = _Record(step, round_name, inputs, outputs, git_commit, run_id, run.info.start_time)
             self._log_links(record)
-            scored = self._promote(record) if DECISION in outputs else self._register(record)
+            scored = set() if SKIPPED in summary.tags else self._move_models(record)
             self._log_summary(record, {"seconds": seconds, **summary.metrics}, scored, summary)
-            self._log_headline(record, experiment)
+            if SKIPPED not in summary.tags:
+                self._log_headline(record, experiment)
             self.store.client.set_terminated(run_id, "FINISHED", end)
             if step.name == steps_of(step.scope)[-1].name:
                 self.store.client.set_terminated(parent, "FINISHED", end)
@@ -227,14 +230,35 @@ class Tracker:
 
     def _log_headline(self, record: _Record, experiment: str) -> None:
         """The scores of what goes on to the next round, as curves over rounds on the experiment's run."""
-        if record.step.scope != "base" and DECISION not in record.outputs:
-            return
         number = 0 if record.round == BASE else list(self.config.rounds).index(record.round) + 1
-        for port in _SCORED.keys() & record.outputs.keys():
+        for port in sorted(_SCORED.keys() & record.outputs.keys()):
+            if record.step.outputs[port].path.removeprefix("runs/{round}/") not in HANDED_ON:
+                continue
             content = read_json(record.outputs[port].location)
             scores = flatten(content, f"{content.get('namespace', '')}{port}.")
             headline = {key: [(number, v)] for key, v in scores.items() if key.endswith(".mean")}
             self.store.log_metrics(experiment, headline, record.started)
+
+    def _move_models(self, record: _Record) -> set[str]:
+        """Registers, promotes or takes back what the step is about; returns the keys of the scores logged."""
+        if _SETTLEMENT in record.outputs and record.step.scope == "round":
+            self._settle(record)
+            return set()
+        return self._promote(record) if DECISION in record.outputs else self._register(record)
+
+    def _settle(self, record: _Record) -> None:
+        """Where the critic was rolled back: makes the former one champion again, if the round's was."""
+        settlement: dict[str, Any] = read_json(record.outputs[_SETTLEMENT].location)
+        if not settlement["critic_rolled_back"]:
+            return
+        taken_back = self._version(record, record.inputs["accepted_critic"])
+        former = self._version(record, record.outputs["critic"], without=taken_back)
+        by, reason = f"{record.step.name}, round {record.round}", settlement["reasons"][0]
+        if taken_back == self.registry.champion(taken_back.name):
+            self.registry.restore(former, by, reason, record.run_id)
+        else:
+            # it still waited for a person's approval
+            self.registry.set_tags(taken_back, {"status": "rolled back", "reason": reason})
 
     def _register(self, record: _Record) -> set[str]:
         """Registers the models the step made and scores the one it measured; returns the keys of the scores logged."""

@@ -37,7 +37,7 @@ def main(
     try:
         config = parse_config(read_json(config_file), str(config_file))
         paths = {name: Path(path) for name, path in read_json(bindings).items()}
-        if missing := {*GRAPH[step].inputs, *GRAPH[step].outputs} ^ set(paths):
+        if missing := GRAPH[step].takes ^ set(paths):
             raise UserError(f"{bindings}: {min(missing)} is missing or no port of {step}; name every port and no other")
         job = read_json(job_file)
         found = run(step, config, Job(str(job["round"]), int(job["seed"]), Path(job["work"])), paths)

@@ -14,11 +14,12 @@ from tqdm import tqdm
 from dualipo.artifacts import read_json, remove, replace, write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
+from dualipo.evaluation.paired import by_prompt_rows
 from dualipo.evaluation.suites import Suite, write_clip_scores
 from dualipo.evaluation.vbench.aggregate import DIMENSIONS, TOTALS, aggregate
 from dualipo.evaluation.vbench.environment import VERSION, Environment, Failed
 from dualipo.evaluation.vbench.prompts import FLICKERING, SAMPLES, Selection, clip_name, select
-from dualipo.evaluation.vbench.resampling import by_prompt_rows, intervals
+from dualipo.evaluation.vbench.resampling import intervals
 from dualipo.evaluation.vbench.results import (
     FILTER,
     SUFFIX,
