@@ -440,8 +440,8 @@ def test_no_step_that_rewards_or_trains_reads_what_is_held_out():
     # what measures hands numbers to the gates and to the page, and to nobody else.
     measuring = ("start", "check_reward", "check_critic", "evaluate")
     measured = {port.path for name in measuring for port in GRAPH[name].outputs.values()}
-    # of the held-out prompts training is told hashes, to refuse them by; of a course only whether the round happens, and
-    # whether the critic is to be refined, is read.
+    # of the held-out prompts training is told hashes, to refuse them by; of a course only whether the round happens and
+    # the critic is to be refined is read.
     told = {"runs/{round}/held_out.json", "runs/{round}/course.json"}
     measured -= {"runs/{round}/generator", "runs/{round}/critic", *told}
     for name in TRAINING:

@@ -96,7 +96,8 @@ def test_the_critic_refuses_labels_of_held_out_prompts(tmp_path):
         write_rows(tmp_path / "labels/ratings.jsonl", [PseudoRating(prompt="fine", **rating, **common)])
         write_rows(tmp_path / "labels/choices.jsonl", [PseudoChoice(prompt=pseudo, **pair, **common)])
         write_rows(tmp_path / "seed/choices.jsonl", [HumanChoice(prompt=seed, **human)])
-        ports = ("candidates", "labels", "critic", "candidate", "curves")
+        (tmp_path / "course").write_text('{"stop": false}')
+        ports = ("candidates", "labels", "critic", "course", "candidate", "curves")
         paths = {name: tmp_path / name for name in ports} | {"seed_labels": tmp_path / "seed"}
         with pytest.raises(UserError) as found:
             train_critic(Config(), Job("1", 0, tmp_path), held_out=tmp_path / "held_out.json", **paths)

@@ -212,6 +212,8 @@ def make_run(runs: Path, upto: str = "3", until: str = "all", config: Config | N
     champion = write_benchmark(base / "benchmark_clips", QUALITY["base"], 0)
     write_json(base / "scores.json", champion)
     begin(champion, agreement(AGREEMENT["base"]), base / "settlement.json", base / "course.json")
+    for name in ("held_out.json", "label_profile.json"):
+        write_json(base / name, {})
     held = {"critic": "critic base", "generator": "generator base"}
     trusted = agreement(AGREEMENT["base"])
     for name in ("1", "2", "3"):
@@ -224,6 +226,7 @@ def make_run(runs: Path, upto: str = "3", until: str = "all", config: Config | N
         if name == upto and until == "label":
             break
         write_gate(folder / "label_gate", True)
+        write_json(folder / "label_profile.json", {})
         write_curves(folder / "critic_curves.csv", CRITIC, number)
         write_model(folder / "critic_candidate", f"critic {name}")
         write_json(folder / "critic_candidate_agreement.json", agreement(AGREEMENT[name]))
@@ -421,7 +424,7 @@ def test_how_each_round_ended_is_shown_with_what_looks_like_reward_hacking(run):
     ends = text_of(page, "settlement")
     assert "Critics are not rolled back, and rounds are not ended early" in ends
     assert "critic: kept, the benchmark did not fall" in ends and "the next one is retry 1 of 1" in ends
-    assert "winners against losers +0.90 [+0.80, +1.00] –" in ends
+    assert "winners against losers – +0.90 [+0.80, +1.00]" in ends
     assert "Round 3: 56.0, 95% interval 48.0 to 58.0" in page
     assert [w for w in gathered["warnings"] if w.startswith("Round 1: appearance: winners have motion")]
 

@@ -214,7 +214,7 @@ def stopped(tmp_path, monkeypatch):
     for name in ("generator", "critic"):
         (first / name).mkdir(parents=True)
         (first / name / "weights").write_text(name)
-    for name in ("agreement.json", "scores.json", "settlement.json"):
+    for name in ("agreement.json", "scores.json", "settlement.json", "label_profile.json"):
         write_json(first / name, {"of": name})
     write_json(first / "course.json", Course(stop=True, round="1", reasons=["stop: enough."]).model_dump())
     for name in ("generator", "critic_reference", "seed", "test", "real"):
@@ -223,7 +223,8 @@ def stopped(tmp_path, monkeypatch):
     (tmp_path / "data/benchmark.jsonl").write_text("{}")
     (tmp_path / "runs/base/reward").mkdir(parents=True)
     (tmp_path / "runs/base/reward/config.json").write_text("{}")
-    write_json(tmp_path / "runs/base/baselines.json", {})
+    for name in ("baselines.json", "held_out.json"):
+        write_json(tmp_path / "runs/base" / name, {})
     return tmp_path
 
 

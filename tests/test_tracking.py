@@ -76,6 +76,8 @@ class Experiment:
         self.write("runs/base/agreement.json", {"agreement": {"mean": 0.8, "low": 0.7, "high": 0.9}, "pairs": 40})
         self.write("runs/base/scores.json", {"suite": "small_world", "total": {"mean": 50.0, "low": 48, "high": 52}})
         self.write("runs/base/benchmark_clips/manifest.jsonl", "{}\n")
+        for name in ("held_out.json", "label_profile.json"):
+            self.write(f"runs/base/{name}", {"of": "base"})
         self.settled("runs/base")
         run_id = self.record("start", BASE, "")
         self.reward({"config.json": {"model_type": "none"}}, {})
@@ -104,6 +106,7 @@ class Experiment:
         self.write(f"{run}/prompts_audit.json", {"count": 1})
         self.write(f"{run}/candidates/manifest.jsonl", f"clips {name}")
         self.write(f"{run}/labels/ratings.jsonl", f"labels {name}")
+        self.write(f"{run}/label_profile.json", {"of": name})
         for gate in ("label_gate", "critic_gate", "preference_gate"):
             self.write(f"{run}/{gate}/verdict.json", {"passed": True, "reasons": [], "suites": {}})
             self.write(f"{run}/{gate}/data_docs/index.html", "<html>")
@@ -193,6 +196,7 @@ def test_runs_form_a_tree_that_holds_parameters_metrics_curves_and_artifacts(own
     experiment.write("runs/1/prompts_audit.json", {"count": 1})
     experiment.copy("data/real", "runs/1/candidates")
     experiment.write("runs/1/labels/ratings.jsonl", "labels")
+    experiment.write("runs/1/label_profile.json", {"of": "1"})
     experiment.write("runs/1/label_gate/verdict.json", {"passed": True})
     experiment.write("runs/1/label_gate/data_docs/index.html", "<html>")
     experiment.record("check_labels", "1", BASE)
@@ -292,8 +296,8 @@ def test_a_critic_that_is_rolled_back_gives_its_place_back(own):
     own.round("1", BASE)
     own.round("2", "1", total=40.0, promoted=False, back=True)
     base, first, second = own.tracker.versions(CRITIC)
-    assert aliases(own.tracker, CRITIC) == {"champion": 2, "previous": 3}
-    assert [v.tags["status"] for v in (base, first, second)] == ["base", "promoted", "rolled_back"]
+    assert aliases(own.tracker, CRITIC) == {"champion": 2, "previous": 1}
+    assert [v.tags["status"] for v in (base, first, second)] == ["base", "promoted", "rolled back"]
     assert second.tags["reason"] == "critic: as it is."
     top = runs_of(own.tracker)["tiny"].info.run_id
     history = own.tracker.store.client.get_metric_history(top, "agreement.agreement.mean")
@@ -477,7 +481,7 @@ def test_lineage_reaches_the_human_labels(recorded):
     assert origins["human seed labels"] == "data/seed"
     assert origins["human test labels"] == "data/test"
     assert origins["real clips"] == "data/real"
-    later = {"check_reward", "evaluate", "promote_generator", "settle", "report"}
+    later = {"evaluate", "promote_generator", "settle", "report"}
     assert {node.run.step for node in found if node.run} == GRAPH.keys() - later
     text = format_lineage(tree)
     assert text.splitlines()[0] == (
