@@ -532,8 +532,9 @@ def test_a_tag_or_an_alias_that_another_sets_at_this_moment_is_set_again(own, mo
 
     refused = []
     for name in ("set_model_version_tag", "set_registered_model_alias"):
+        original = getattr(MlflowClient, name)
 
-        def taken(*args, original=getattr(MlflowClient, name), **kwargs):
+        def taken(*args, original=original, **kwargs):
             if args not in refused:
                 refused.append(args)
                 raise MlflowException("(psycopg2.errors.UniqueViolation) IntegrityError", BAD_REQUEST)
