@@ -526,6 +526,25 @@ def test_a_number_that_another_took_is_asked_for_again(own, monkeypatch):
     assert promote(own.tracker, "generator/2", "ann").to == 2 and len(refused) == 3
 
 
+def test_a_tag_or_an_alias_that_another_sets_at_this_moment_is_set_again(own, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    refused = []
+    for name in ("set_model_version_tag", "set_registered_model_alias"):
+        original = getattr(MlflowClient, name)
+
+        def taken(*args, original=original, **kwargs):
+            if args not in refused:
+                refused.append(args)
+                raise MlflowException("(psycopg2.errors.UniqueViolation) IntegrityError", BAD_REQUEST)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, taken)
+    promote(own.tracker, "generator/2", "ann")
+    assert aliases(own.tracker, GENERATOR) == {"champion": 2, "previous": 1} and len(refused) > 4
+
+
 def test_an_answer_that_was_lost_makes_no_second_move(own, monkeypatch):
     create, lost = MlflowClient.create_model_version, []
 

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -126,11 +127,12 @@ class Registry:
 
     def set_tags(self, version: Version, tags: Mapping[str, str | None]) -> None:
         """None removes a tag."""
+        client, where = self.store.client, (version.name, str(version.number))
         for key, value in tags.items():
             if value is not None:
-                self.store.client.set_model_version_tag(version.name, str(version.number), PREFIX + key, value)
+                self.store.insist(partial(client.set_model_version_tag, *where, PREFIX + key, value))
             elif key in version.tags:
-                self.store.client.delete_model_version_tag(version.name, str(version.number), PREFIX + key)
+                self.store.insist(partial(client.delete_model_version_tag, *where, PREFIX + key))
 
     def attach_scores(
         self,
@@ -251,10 +253,11 @@ class Registry:
         # previous first: whoever is killed in between leaves a champion all the same.
         for alias, number in ((PREVIOUS, line.previous), (CHAMPION, line.champion)):
             holder = next((version.number for version in versions.values() if alias in version.aliases), None)
+            client = self.store.client
             if number is not None and holder != number:
-                self.store.client.set_registered_model_alias(line.model, alias, str(number))
+                self.store.insist(partial(client.set_registered_model_alias, line.model, alias, str(number)))
             elif number is None and holder is not None:
-                self.store.client.delete_registered_model_alias(line.model, alias)
+                self.store.insist(partial(client.delete_registered_model_alias, line.model, alias))
 
     def _again(self, version: Version) -> Version:
         return next(found for found in self.versions(version.name) if found.number == version.number)

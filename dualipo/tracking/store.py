@@ -26,6 +26,8 @@ _PARENT = "mlflow.parentRunId"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 """What MLflow says of itself, or of a database or an artifact store behind it, that may be well again soon."""
+_OUTRUN = ("IntegrityError", "StaleDataError", "0 were matched")
+_INSISTENCE = 8
 _LONGEST_PAUSE = 15.0
 _SPEAKERS = ("mlflow", "requests", "urllib3", "boto3", "botocore")
 """Packages whose exceptions speak of MLflow and its stores."""
@@ -48,6 +50,10 @@ def now() -> int:
 
 class Unreachable(UserError):
     """MLflow, or the artifact store behind it, does not answer or is not well: the same may succeed later."""
+
+
+class Outrun(Unreachable):
+    """Of two who write the same entry of MLflow's database at once, one is refused so. Asked again, it goes through."""
 
 
 class Store:
@@ -103,9 +109,9 @@ class Store:
             # whoever guards a server answers in words of its own, which the client takes for an internal error.
             if "PERMISSION_DENIED" in said:
                 said += f"; on a cluster the experiment {self.experiment!r} needs rights to its models: docs/cluster.md"
-            # of two who make the next version of a model at once, one is refused so.
-            outrun = "IntegrityError" in said
-            transient = isinstance(error, MlflowException) and (outrun or error.error_code in _TRANSIENT)
+            if any(sign in said for sign in _OUTRUN):
+                raise Outrun(said) from error
+            transient = isinstance(error, MlflowException) and error.error_code in _TRANSIENT
             if (transient or _of_network(error)) and "PERMISSION_DENIED" not in said and not disk_full(error):
                 raise Unreachable(said) from error
             raise UserError(said) from error
@@ -134,6 +140,14 @@ class Store:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """Sets a tag or an alias, which somebody else may be setting at this moment."""
+        for _ in range(_INSISTENCE):
+            with contextlib.suppress(Outrun), self.errors():
+                return call()
+        with self.errors():
+            return call()
 
     def create_registered_model(self, name: str) -> None:
         """Makes it if need be."""
