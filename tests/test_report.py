@@ -208,6 +208,7 @@ def make_run(runs: Path, upto: str = "3", until: str = "all") -> Config:
         if name == upto and until == "label":
             break
         write_gate(folder / "label_gate", True)
+        write_json(folder / "label_profile.json", {})
         write_curves(folder / "critic_curves.csv", CRITIC, number)
         write_model(folder / "critic_candidate", f"critic {name}")
         write_json(folder / "critic_candidate_agreement.json", agreement(AGREEMENT[name]))
