@@ -566,9 +566,9 @@ def test_vbenchs_prompts_are_never_drawn(repository, benchmark, tmp_path):
 
 
 def test_a_caption_of_vbench_is_refused():
-    captions = {"real": ["a red car on its way", "A person  swimming in ocean."]}
+    captions = {"real": ["a red car on its way", "A red  car."]}
     require_apart(hold_out([], measured_texts(["a red bar"], vbench=False)), captions)
-    with pytest.raises(UserError, match=r"real: prompt 'A person  swimming in ocean\.' also stands in the benchmark"):
+    with pytest.raises(UserError, match=r"real: prompt 'A red  car\.' also stands in the benchmark"):
         require_apart(hold_out([], measured_texts(["a red bar"], vbench=True)), captions)
 
 
