@@ -250,6 +250,14 @@ def test_a_round_after_a_stop_calls_nothing_and_hands_on_what_there_was(stopped)
     assert not [path for kind in ("staging", "work") for path in (stopped / ".dualipo" / kind).glob("*")]
 
 
+def test_what_a_round_hands_on_is_what_it_was_given_where_it_does_not_happen():
+    for step in GRAPH.values():
+        for port in step.outputs.values():
+            name = port.path.removeprefix("runs/{round}/")
+            if step.scope == "round" and name in HANDED_ON:
+                assert port.stays and step.inputs[port.stays].path == f"runs/{{prev}}/{name}", (step.name, name)
+
+
 def test_shards_of_a_round_after_a_stop_make_nothing_and_are_put_together(stopped):
     config = parse_config({"rounds": {"1": {"prev": "base"}, "2": {"prev": "1"}}})
     execute(GRAPH["prompts"], config, stopped, "2", track=False)
