@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fake_steps import anything
 from test_promotion import agreement, scores
 
 from dualipo import engine
@@ -250,6 +251,14 @@ def test_a_round_after_a_stop_calls_nothing_and_hands_on_what_there_was(stopped)
     assert not [path for kind in ("staging", "work") for path in (stopped / ".dualipo" / kind).glob("*")]
 
 
+def test_what_a_round_hands_on_is_what_it_was_given_where_it_does_not_happen():
+    for step in GRAPH.values():
+        for port in step.outputs.values():
+            name = port.path.removeprefix("runs/{round}/")
+            if step.scope == "round" and name in HANDED_ON:
+                assert port.stays and step.inputs[port.stays].path == f"runs/{{prev}}/{name}", (step.name, name)
+
+
 def test_shards_of_a_round_after_a_stop_make_nothing_and_are_put_together(stopped):
     config = parse_config({"rounds": {"1": {"prev": "base"}, "2": {"prev": "1"}}})
     execute(GRAPH["prompts"], config, stopped, "2", track=False)
@@ -271,6 +280,21 @@ def test_no_machines_are_asked_for_after_a_stop(stopped):
     )
     for name in ("prompts", "generate", "label", "train_critic"):
         execute(GRAPH[name], config, stopped, "2", track=False)
+
+
+def test_a_step_alone_needs_no_word_of_the_round_before_and_stays_up_to_date_when_it_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Step, "function", property(anything))
+    (tmp_path / "data/test").mkdir(parents=True)
+    (tmp_path / "data/benchmark.jsonl").write_text("{}")
+    assert not execute(GRAPH["prompts"], Config(), tmp_path, "1", track=False).skipped
+    begin(by_prompt(50.0), agreement(0.8), tmp_path / "settlement", tmp_path / "runs/base/course.json")
+    assert execute(GRAPH["prompts"], Config(), tmp_path, "1", track=False).skipped
+    with pytest.raises(
+        UserError, match=r"runs/base/course.json: missing, round 1, train_critic needs it; run `dualipo start`"
+    ):
+        paths = {port: tmp_path / "data/test" for port in GRAPH["train_critic"].inputs if port != "course"}
+        (tmp_path / "runs/base/course.json").unlink()
+        execute(GRAPH["train_critic"], Config(), tmp_path, "1", paths, track=False)
 
 
 def test_a_course_that_is_no_course_is_told(stopped):

@@ -103,9 +103,7 @@ def _retry(history: Sequence[Standing], failed: int, rule: Settle) -> Stopping:
     told = "one round" if failed == 1 else f"{failed} rounds in a row"
     told += f" gave no new champion, the benchmark having fallen in {degraded} of {failed}"
     if failed > rule.max_retries:
-        rise = risen(history[-failed].reward, history[-1].reward) if failed > 1 else None
-        reasons = [f"stop: {told}, and {_retries(rule.max_retries)} allowed."]
-        return Stopping(True, reasons, evidence=evidence | {"reward": rise})
+        return Stopping(True, [f"stop: {told}, and {_retries(rule.max_retries)} allowed."], evidence=evidence)
     return Stopping(
         False, [f"goes on: {told}; the next one is retry {failed} of {rule.max_retries}."], evidence=evidence
     )
