@@ -150,7 +150,7 @@ def _distance(new: Mapping[str, float], old: Mapping[str, float]) -> float | Non
     if not new or not old:
         return None
     first, second = (_unlisted(shares) for shares in (new, old))
-    return sum(abs(first.get(word, 0.0) - second.get(word, 0.0)) for word in {*first, *second}) / 2
+    return sum(abs(first.get(word, 0.0) - second.get(word, 0.0)) for word in sorted({*first, *second})) / 2
 
 
 def _unlisted(shares: Mapping[str, float]) -> dict[str, float]:

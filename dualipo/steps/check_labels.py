@@ -59,7 +59,7 @@ def check_labels(
         if label.prompt_id not in known:
             raise UserError(f"{labels}: prompt {label.prompt_id!r} is not in {prompts}; label this round's clips again")
     files = [store.file(clip.id) for clip in store.clips]
-    for clip in {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}:
+    for clip in dict.fromkeys([*(r.clip for r in ratings), *(c for row in choices for c in (row.clip_a, row.clip_b))]):
         store.file(clip)  # raises where there is no such clip
 
     _, targets = round_target(config.prompts, job.round)
