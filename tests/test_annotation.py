@@ -225,6 +225,8 @@ def test_a_session_is_open_once_and_made_once(tmp_path, packed_clips, known_labe
         pass
     with pytest.raises(UserError, match="no session of annotation here"):
         read_session(tmp_path)
+    with pytest.raises(UserError, match="already there, and no session"):
+        make(packed_clips, clip_pool(packed_clips, 0))
     first = make(tmp_path / "one", clip_pool(packed_clips, 0), golden_pool(known_labels, 0)) / "items.jsonl"
     second = make(tmp_path / "two", clip_pool(packed_clips, 0), golden_pool(known_labels, 0)) / "items.jsonl"
     assert first.read_text() == second.read_text(), "the same seed asks the same"

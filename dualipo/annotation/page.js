@@ -97,17 +97,14 @@
     $("count").textContent = `${shown.answered} of ${total} done`;
     $("message").textContent = "";
     if (!item) { stop(); $("clips").replaceChildren(); $("done").focus(); return; }
-    verdicts = { ...item.verdicts };
     since = performance.now();
     $("work").className = item.kind;
     $("prompt").textContent = item.prompt;
     showClips(item);
     showQuestions(item);
-    const draft = readDraft();
-    if (draft) {
-      verdicts = draft.verdicts;
-      for (const box of boxes()) box.value = draft.reasons[box.dataset.box] || "";
-    }
+    const entered = readDraft() || item;
+    verdicts = { ...entered.verdicts };
+    for (const box of boxes()) box.value = entered.reasons[box.dataset.box] || "";
     const past = item.skipped || Object.keys(item.verdicts).length > 0;
     $("past").hidden = !past;
     $("past").textContent = item.skipped ? `Item ${shown.number}: skipped` : `Item ${shown.number}: your earlier answer`;

@@ -83,8 +83,10 @@ def make_session(folder: Path, settings: Settings, pool: Pool, golden: Pool, mod
     """Writes a session of at most `count` items of each kind, whole or not at all.
 
     Clips are read once, so that a missing one is found now and a changed one later. Raises UserError where there is
-    nothing to ask.
+    nothing to ask, or `folder` holds anything.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already there, and no session; choose another folder with --session")
     wanted = {"rating": pool.ratings if mode != "pair" else [], "choice": pool.choices if mode != "rate" else []}
     checks = {"rating": golden.ratings, "choice": golden.choices}
     md5 = _Md5s()
