@@ -78,6 +78,11 @@ class Tracker:
             return runs
         return [run for run in runs if any(link.md5 == output_md5 for link in run.outputs.values())]
 
+    def step_params(self, run_id: str) -> dict[str, str]:
+        """Parameters of a recorded step, e.g. `align.beta`; a text as it is, anything else as JSON."""
+        with self.store.errors():
+            return dict(self.store.client.get_run(run_id).data.params)
+
     def log_index(self, pipeline_run: str, index: Mapping[str, Any]) -> None:
         """Keeps where the artifacts of a pipeline's run lie, on the experiment's run; a later index replaces it."""
         with self.store.writing():
