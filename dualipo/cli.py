@@ -372,13 +372,14 @@ def compare_command(
 ) -> None:
     """Writes a page of two or more generators side by side: the same prompts and seeds, in step, scores, provenance.
 
-    REF is `base`, a round's name for its candidate, `generator` for the champion, NAME@ALIAS or NAME/VERSION. Differences
-    are to the first.
+    REF is `base`, a round's name for its candidate, `generator` for the champion, NAME@ALIAS or NAME/VERSION.
+    Differences are to the first.
     """
     config = load_parameters(folder, params, overrides)
     from dualipo.compare.command import compare
 
-    for line in compare(folder, config, references, folder / data_path(data) / "benchmark.jsonl", out, prompts, max_clips):
+    benchmark = folder / data_path(data) / "benchmark.jsonl"
+    for line in compare(folder, config, references, benchmark, out, prompts, max_clips):
         click.echo(line)
     if show:
         import webbrowser

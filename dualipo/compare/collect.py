@@ -15,7 +15,6 @@ from dualipo.artifacts import read_json
 from dualipo.compare.measured import ANEW, Measured, measured, require_same
 from dualipo.compare.versions import Compared, find_versions, provenance
 from dualipo.config import Config
-from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import paired_difference
 from dualipo.media.store import read_bytes
 from dualipo.media.video import decode_clip, frame_times

@@ -33,6 +33,7 @@
       card.badge.textContent = change === null ? "" : signed(change);
       card.badge.className = "tag " + (change > 0.5 ? "good" : change < -0.5 ? "bad" : "");
     }
+    document.dispatchEvent(new Event("clipsmoved"));
   }
 
   // ---- the filter

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dualipo.report.charts import Series, bar_chart, radar_chart
-from dualipo.report.page import environment, title_of
+from dualipo.report.page import environment, plain, round_name, title_of
 
 _COLOURS = 6
 TOLD = {
@@ -39,7 +39,7 @@ def render(comparison: dict[str, Any]) -> str:
         styles=[style(number) for number in range(len(versions))],
         charts=_charts(comparison),
         verdicts=[_verdict(version["difference"]) for version in versions],
-        told=[_told(version["provenance"]["params"]) for version in versions],
+        facts=_facts(versions),
         tags=sorted({tag for prompt in comparison["prompts"] for tag in tags(prompt)}),
         tags_of=tags,
         scored=any(score is not None for prompt in comparison["prompts"] for score in prompt["scores"]),
@@ -93,5 +93,60 @@ def _verdict(difference: dict[str, Any] | None) -> str:
     return "higher" if total["low"] > 0 else "lower" if total["high"] < 0 else "cannot be told"
 
 
-def _told(params: dict[str, str]) -> list[tuple[str, str]]:
-    return [(name, params[key]) for key, name in TOLD.items() if params.get(key, "null") != "null"]
+Cell = tuple[str, str]
+"""A text, and an md5 or the like to stand below it; either may be empty."""
+
+
+def _facts(versions: list[dict[str, Any]]) -> list[tuple[str, list[Cell]]]:
+    """Rows of the table of provenance: a title, and a cell for each version."""
+    columns = [_column(version) for version in versions]
+    titles = dict.fromkeys(title for column in columns for title in column)
+    order = sorted(titles, key=lambda title: _LAST.index(title) if title in _LAST else -1)
+    return [(title, [column.get(title, ("", "")) for column in columns]) for title in order]
+
+
+_LAST = ("Held-out prompts", "Sampling", "Clips", "Scores", "Code", "Parameters", "MLflow run")
+
+
+def _column(version: dict[str, Any]) -> dict[str, Cell]:
+    origin = version["provenance"]
+    params = [f"{name} {origin['params'][key]}" for key, name in TOLD.items() if _is_set(origin["params"].get(key))]
+    found = {
+        "Version": (" ".join([origin["label"], *(f"@{alias}" for alias in origin["aliases"])]), ""),
+        "Made by": (f"{origin['step']}, {round_name(origin['round']).lower()}", ""),
+        "Why not promoted": (origin["reason"], ""),
+        "Weights": ("", origin["md5"]),
+        "Alignment": (", ".join(params), ""),
+        **{_JUDGES[judge["kind"]]: (_judge(judge), judge["md5"]) for judge in origin["judges"]},
+        **{
+            title_of(made["port"]): (", ".join(filter(None, (made["version"], made["path"]))), made["md5"])
+            for made in origin["made_from"]
+            if made["port"] != "benchmark"
+        },
+        **{_HASHES[name]: ("", md5) for name, md5 in version["hashes"].items()},
+        "Sampling": (_settings(version["settings"]), ""),
+        "Code": ("", origin["git_commit"]),
+        "Parameters": ("", origin["config_digest"]),
+        "MLflow run": ("", origin["run_id"]),
+    }
+    return {title: cell for title, cell in found.items() if any(cell)}
+
+
+_JUDGES = {"critic": "Critic", "reward": "VideoReward"}
+_HASHES = {"clips": "Clips", "scores": "Scores", "prompts": "Held-out prompts"}
+
+
+def _is_set(value: str | None) -> bool:
+    return value not in (None, "null")
+
+
+def _judge(judge: dict[str, Any]) -> str:
+    told = judge["label"]
+    if judge["agreement"] is not None:
+        told += f", agrees with people on {100 * judge['agreement']:.1f} %"
+    return told if judge["scored"] else f"{told}, only looked on"
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    shown = {key.removeprefix("evaluate."): value for key, value in settings.items() if value is not None}
+    return ", ".join(f"{name} {plain(value)}" for name, value in shown.items())

@@ -35,9 +35,9 @@ class Compared:
 def find_versions(root: Path, config: Config, references: Sequence[str]) -> list[Compared]:
     """The generator versions meant by the references, in their order.
 
-    A reference is what `Tracker.resolve` takes, or `base` or a round's name for the generator made there: the base model,
-    or the round's candidate, promoted or not. Raises UserError where one means nothing, no generator, or what another
-    one means.
+    A reference is what `Tracker.resolve` takes, or `base` or a round's name for the generator made there: the base
+    model, or the round's candidate, promoted or not. Raises UserError where one means nothing, no generator, or what
+    another one means.
     """
     if len(references) < 2:
         raise UserError("compare: name two or more generator versions, e.g. `dualipo compare base generator`")

@@ -200,7 +200,9 @@ def bar_chart(rows: list[str], series: list[Series], label: str, bounds: tuple[f
     return _svg(width, height, parts, label)
 
 
-def radar_chart(rows: list[str], series: list[Series], label: str, bounds: tuple[float, float] = (0.0, 100.0)) -> Markup:
+def radar_chart(
+    rows: list[str], series: list[Series], label: str, bounds: tuple[float, float] = (0.0, 100.0)
+) -> Markup:
     """A web with an axis for each row that every series has a mean for; an empty text for fewer than three of them."""
     axes = [index for index in range(len(rows)) if all(each.estimates[index] for each in series)]
     if len(axes) < 3:

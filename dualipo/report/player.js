@@ -24,7 +24,8 @@
   const sleep = (time) => new Promise((done) => setTimeout(done, time));
   const event = (video, name) => new Promise((done) => video.addEventListener(name, done, { once: true }));
   const live = () => groups.filter(({ visible }) => visible).flatMap(({ videos }) => videos);
-  const ready = () => live().filter((video) => video.readyState >= 2);
+  // a seek takes a clip back to knowing its metadata alone.
+  const ready = () => live().filter((video) => video.readyState >= 1);
   const lead = () => ready().find((video) => !video.ended) || ready()[0];
 
   const seek = (video, time) => {
@@ -96,16 +97,18 @@
   // ---- in sight and out of sight
 
   async function join(group) {
-    const alone = !ready().some((video) => group.videos.indexOf(video) < 0 && !video.paused);
     await Promise.all(group.videos.map(attach));
     if (!group.visible) return;
-    if (!playing) for (const video of group.videos) video.currentTime = moment(video, frame);
-    else if (alone) start(0);
-    else {
-      const first = ready().find((video) => group.videos.indexOf(video) < 0 && !video.ended);
-      if (!first) return;
-      for (const video of group.videos) video.currentTime = first.currentTime;
-      group.videos.forEach(play);
+    const others = ready().filter((video) => !group.videos.includes(video));
+    const first = others.find((video) => !video.paused && !video.ended);
+    if (playing && !first) {
+      // at the end the others wait for their next start.
+      if (!timer) start(0);
+      return;
+    }
+    for (const video of group.videos) {
+      video.currentTime = playing ? first.currentTime : moment(video, frame);
+      if (playing) play(video);
     }
   }
   const seen = new IntersectionObserver((entries) => {
@@ -128,6 +131,8 @@
       });
     }
   }
+  // a clip that is moved within the page stops.
+  document.addEventListener("clipsmoved", () => { if (playing) start(frame); });
   setInterval(() => {
     const first = lead();
     if (!playing || !first) return;
