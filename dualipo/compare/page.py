@@ -101,11 +101,15 @@ def _facts(versions: list[dict[str, Any]]) -> list[tuple[str, list[Cell]]]:
     """Rows of the table of provenance: a title, and a cell for each version."""
     columns = [_column(version) for version in versions]
     titles = dict.fromkeys(title for column in columns for title in column)
-    order = sorted(titles, key=lambda title: _LAST.index(title) if title in _LAST else -1)
+    order = sorted(titles, key=lambda title: _ORDER.index(title) if title in _ORDER else _ORDER.index("Weights"))
     return [(title, [column.get(title, ("", "")) for column in columns]) for title in order]
 
 
-_LAST = ("Held-out prompts", "Sampling", "Clips", "Scores", "Code", "Parameters", "MLflow run")
+_ORDER = (
+    *("Version", "Made by", "Why not promoted", "Alignment", "Critic", "VideoReward", "Weights"),
+    *("Held-out prompts", "Sampling", "Clips", "Scores", "Code", "Parameters", "MLflow run"),
+)
+"""What a version was made from comes after its weights."""
 
 
 def _column(version: dict[str, Any]) -> dict[str, Cell]:
