@@ -425,6 +425,57 @@ def benchmark_critic_command(
     click.echo(f"written: {out}")
 
 
+@cli.command("compare")
+@click.argument("references", nargs=-1, required=True, metavar="REF REF [REF ...]")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="compare.html",
+    show_default=True,
+    help="The page to write.",
+)
+@click.option("--open", "show", is_flag=True, help="Shows it in the browser.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(min=1),
+    help="Samples clips of so many held-out prompts anew, from each version's checkpoint.",
+)
+@click.option(
+    "--max-clips",
+    type=click.IntRange(min=1),
+    help="Clips of each version on the page.  [default: 180, or 60 of clips of 128 pixels and more]",
+)
+@data_option
+@parameter_options
+@folder_option
+def compare_command(
+    references: tuple[str, ...],
+    out: Path,
+    show: bool,
+    prompts: int | None,
+    max_clips: int | None,
+    data: Path | None,
+    params: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    folder: Path,
+) -> None:
+    """Writes a page of two or more generators side by side: the same prompts and seeds, in step, scores, provenance.
+
+    REF is `base`, a round's name for its candidate, `generator` for the champion, NAME@ALIAS or NAME/VERSION.
+    Differences are to the first.
+    """
+    config = load_parameters(folder, params, overrides)
+    from dualipo.compare.command import compare
+
+    benchmark = folder / data_path(data) / "benchmark.jsonl"
+    for line in compare(folder, config, references, benchmark, out, prompts, max_clips):
+        click.echo(line)
+    if show:
+        import webbrowser
+
+        webbrowser.open(out.absolute().as_uri())
+
+
 @cli.command()
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Prompts to draw.")
 @click.option(

@@ -16,17 +16,19 @@ from dualipo.errors import UserError
 Source = bytes | str | Path
 
 
-def encode_clip(frames: np.ndarray, fps: float = 8.0, scale: int = 1) -> bytes:
+def encode_clip(frames: np.ndarray, fps: float = 8.0, scale: int = 1, crf: int = 8) -> bytes:
     """mp4 bytes (H.264, single-threaded, so that equal frames give equal bytes).
 
     Frames under 128 pixels keep their full colour resolution (4:4:4), since halving it would blur what little there is;
-    larger ones are 4:2:0, which every player shows. `scale` enlarges by whole pixels, for clips that people look at.
+    larger ones are 4:2:0, which every player shows. `scale` enlarges by whole pixels, for clips that people look at:
+    those are 4:2:0 as well. `crf` is H.264's constant rate factor: the higher, the smaller and the coarser.
     Raises ValueError on an array of another shape or type, or of odd height or width.
     """
     import av
 
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"a clip is uint8 (frames, height, width, 3); found {frames.dtype} {frames.shape}")
+    small = scale == 1 and max(frames.shape[1:3]) < 128
     if scale > 1:
         frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = frames.shape[1:3]
@@ -35,12 +37,12 @@ def encode_clip(frames: np.ndarray, fps: float = 8.0, scale: int = 1) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
-        options = {"crf": "8", "preset": "veryfast", "tune": "fastdecode"}
+        options = {"crf": str(crf), "preset": "veryfast", "tune": "fastdecode"}
         # x264's macroblock tree gives other bytes from call to call, and its fast paths other bytes from CPU to CPU.
         options["x264-params"] = "mbtree=0:cpu-independent=1"
         stream: Any = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height = width, height
-        stream.pix_fmt = "yuv444p" if max(height, width) < 128 else "yuv420p"
+        stream.pix_fmt = "yuv444p" if small else "yuv420p"
         stream.codec_context.thread_count = 1
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -54,11 +55,10 @@ class Frame:
         self.parts.append(element)
 
     def text(self, x: float, y: float, text: str, anchor: str = "middle", style: str = "tick") -> None:
-        self.add(f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        self.add(_text(x, y, text, anchor, style))
 
     def svg(self, label: str, style: str = "") -> Markup:
-        head = f'<svg class="chart {style}" viewBox="0 0 {self.width} {self.height}" role="img"'
-        return Markup(f'{head} aria-label="{escape(label)}">{"".join(self.parts)}</svg>')
+        return _svg(self.width, self.height, self.parts, label, style)
 
 
 def interval_chart(
@@ -154,6 +154,97 @@ def histogram(kept: list[int], dropped: list[int], label: str, threshold: float 
         x, bottom = frame.x(threshold), frame.height - frame.bottom
         frame.add(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{bottom}"/>')
     return frame.svg(label)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model's estimates over named rows: {"mean", "low", "high"} each, or None where there is none."""
+
+    name: str
+    estimates: Sequence[Mapping[str, float] | None]
+    style: str
+    """CSS class, e.g. `r1`."""
+
+    def told(self, row: str, index: int) -> str:
+        found = self.estimates[index]
+        if found is None:
+            return f"{row}, {self.name}: not measured"
+        return f"{row}, {self.name}: {found['mean']:.1f}, 95% interval {found['low']:.1f} to {found['high']:.1f}"
+
+
+def bar_chart(rows: list[str], series: list[Series], label: str, bounds: tuple[float, float] = (0.0, 100.0)) -> Markup:
+    """Lying bars, one a series under each row's name, with their intervals as whiskers."""
+    width, left, right, top, thick, gap = 620, 172, 44, 8, 11, 13
+    low, high = bounds
+    height = top + len(rows) * (len(series) * thick + gap) + 24
+    x = lambda value: left + (value - low) / (high - low) * (width - left - right)  # noqa: E731
+    parts = []
+    for tick in ticks(low, high):
+        place, end = x(tick), height - 24
+        parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{top}" y2="{end}"/>')
+        parts.append(_text(place, height - 8, number(tick)))
+    for index, row in enumerate(rows):
+        y = top + gap / 2 + index * (len(series) * thick + gap)
+        parts.append(_text(left - 10, y + len(series) * thick / 2 + 4, row, "end"))
+        for each in series:
+            found = each.estimates[index]
+            parts.append(f'<g class="bars {each.style}"><title>{escape(each.told(row, index))}</title>')
+            if found:
+                ends, middle = (x(found["low"]), x(found["high"])), y + thick / 2
+                box = f'x="{x(low):.1f}" y="{y + 1:.1f}" width="{x(found["mean"]) - x(low):.1f}" height="{thick - 2}"'
+                caps = f"M{ends[0]:.1f} {middle - 3:.1f}v6M{ends[1]:.1f} {middle - 3:.1f}v6"
+                parts.append(f'<rect {box} rx="2"/><path d="M{ends[0]:.1f} {middle:.1f}H{ends[1]:.1f}{caps}"/>')
+                parts.append(_text(width - right + 8, y + thick - 1.5, f"{found['mean']:.1f}", "start"))
+            parts.append("</g>")
+            y += thick
+    return _svg(width, height, parts, label)
+
+
+def radar_chart(
+    rows: list[str], series: list[Series], label: str, bounds: tuple[float, float] = (0.0, 100.0)
+) -> Markup:
+    """A web with an axis for each row that every series has a mean for; an empty text for fewer than three of them."""
+    axes = [index for index in range(len(rows)) if all(each.estimates[index] for each in series)]
+    if len(axes) < 3:
+        return Markup("")
+    width, height, radius, low, high = 460, 400, 142, *bounds
+
+    def point(place: int, value: float) -> tuple[float, float]:
+        angle, reach = 2 * math.pi * place / len(axes), (value - low) / (high - low) * radius
+        return width / 2 + reach * math.sin(angle), height / 2 - reach * math.cos(angle)
+
+    def outline(values: list[float]) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*point(place, value)) for place, value in enumerate(values))
+
+    rings = [low + (high - low) * share for share in (0.25, 0.5, 0.75, 1)]
+    parts = [f'<polygon class="grid web" points="{outline([ring] * len(axes))}"/>' for ring in rings]
+    for place, index in enumerate(axes):
+        (x, y), (at_x, at_y) = point(place, high), point(place, high + 0.09 * (high - low))
+        parts.append(f'<line class="grid" x1="{width / 2}" y1="{height / 2}" x2="{x:.1f}" y2="{y:.1f}"/>')
+        side = at_x - width / 2
+        anchor = "middle" if abs(side) < 20 else "start" if side > 0 else "end"
+        words = rows[index].split(" ", 1)
+        for line, word in enumerate(words):
+            parts.append(_text(at_x, at_y + 4 + 13 * (line - (len(words) - 1) / 2), word, anchor))
+    parts += [_text(width / 2 + 4, point(0, ring)[1] + 11, number(ring), "start", "ring") for ring in rings[:-1]]
+    for each in series:
+        means = [each.estimates[index]["mean"] for index in axes]  # type: ignore[index]
+        parts.append(f'<polygon class="shape {each.style}" points="{outline(means)}"/>')
+    for each in series:
+        for place, index in enumerate(axes):
+            x, y = point(place, each.estimates[index]["mean"])  # type: ignore[index]
+            title = f"<title>{escape(each.told(rows[index], index))}</title>"
+            parts.append(f'<circle class="corner {each.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{title}</circle>')
+    return _svg(width, height, parts, label)
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", style: str = "tick") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: int, height: int, parts: list[str], label: str, style: str = "") -> Markup:
+    head = f'<svg class="chart {style}" viewBox="0 0 {width} {height}" role="img"'
+    return Markup(f'{head} aria-label="{escape(label)}">{"".join(parts)}</svg>')
 
 
 def running_mean(points: Points) -> Points:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.evaluation.paired import paired_total
 from dualipo.media.store import MANIFEST, ClipStore
-from dualipo.media.video import encode_clip
 from dualipo.quality.evidence import Course, Decision, Settlement, Verdict
 from dualipo.records import (
     CHOICES,
@@ -28,6 +26,7 @@ from dualipo.records import (
     PseudoRating,
     read_rows,
 )
+from dualipo.report.clips import embedded
 from dualipo.report.formats import (
     Agreement,
     Baselines,
@@ -302,10 +301,7 @@ def _clips(runs: Path, final: str) -> dict[str, Any]:
 
 
 def _video(frames: np.ndarray) -> dict[str, Any]:
-    _, height, width, _ = frames.shape
-    scale = max(1, SHOWN_SIZE // max(height, width))
-    mp4 = base64.b64encode(encode_clip(frames, scale=scale)).decode()
-    return {"mp4": mp4, "width": width * scale, "height": height * scale, "frames": len(frames)}
+    return embedded(frames, scale=max(1, SHOWN_SIZE // max(frames.shape[1:3])))
 
 
 def _warnings(rounds: list[dict[str, Any]]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualipo.evaluation.reading import FROZEN_MAXES, in_reading_order
 from dualipo.records import DIMENSIONS
 from dualipo.report.charts import Line, Mark, histogram, interval_chart, line_chart, number
+
+if TYPE_CHECKING:
+    import jinja2
 
 TITLES = {
     "semantic": "Semantic consistency",
@@ -52,27 +55,33 @@ LINE_NAMES = {"error_winner": "winner", "error_loser": "loser", "nll_winner": "w
 
 def render(report: dict[str, Any]) -> str:
     """The page as HTML text; equal reports give equal text."""
+    template = environment().get_template("template.html.j2")
+    return template.render(report=report, charts=_charts(report), **_counts(report))
+
+
+def environment(*folders: Path) -> jinja2.Environment:
+    """What pages are made with: templates of `folders` and of this one, and filters for numbers and names."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "title_of": title_of,
         "points": points,
         "percent": percent,
         "plain": plain,
         "whole": lambda value: "–" if value is None else f"{value:.0f}",
         "signed": lambda value: f"{value:+.1f}".replace("-", "−"),
-        "size": _size,
+        "size": size,
         "capitalise": lambda text: text[:1].upper() + text[1:],
         "round_name": round_name,
     }
-    return environment.get_template("template.html.j2").render(report=report, charts=_charts(report), **_counts(report))
+    return made
 
 
 def title_of(name: str) -> str:
@@ -110,7 +119,7 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

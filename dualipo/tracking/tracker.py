@@ -99,6 +99,11 @@ class Tracker:
                 raise
             return load_text(f"{self.store.client.get_run(run_id).info.artifact_uri}/{path}")
 
+    def step_params(self, run_id: str) -> dict[str, str]:
+        """Parameters of a recorded step, e.g. `align.beta`; a text as it is, anything else as JSON."""
+        with self.store.errors():
+            return dict(self.store.client.get_run(run_id).data.params)
+
     def log_index(self, pipeline_run: str, index: Mapping[str, Any]) -> None:
         """Keeps where the artifacts of a pipeline's run lie, on the experiment's run; a later index replaces it."""
 
