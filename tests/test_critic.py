@@ -577,7 +577,7 @@ def step_inputs(tmp_path: Path) -> dict[str, Path]:
     ]  # fmt: skip
     write_rows(tmp_path / "labels" / "ratings.jsonl", ratings)
     write_rows(tmp_path / "labels" / "choices.jsonl", choices)
-    write_held_out(tmp_path / "held_out.json", hold_out(["a green tower"], ["a white cross"]))
+    write_held_out(tmp_path / "held_out.json", hold_out(["a held-out prompt"], ["another one"]))
     (tmp_path / "course.json").write_text('{"stop": false}')
     return {
         "candidates": tmp_path / "candidates",
