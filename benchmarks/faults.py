@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [--only labels] [--seeds 20]
 
-Runs the undamaged experiment of params/faults.yaml once (benchmarks/out/faults/whole), then breaks a copy of it for
+Runs the undamaged experiment of benchmarks/faults.yaml once (benchmarks/out/faults/whole), then breaks a copy of it for
 each fault and looks who notices. Then labels undamaged rounds with other seeds, to see how often a gate closes on
 nothing. Writes docs/faults.md and benchmarks/results/faults.json; exits with 1 where a fault is not caught.
 """
@@ -54,7 +54,7 @@ def page(outcomes: dict[str, Outcome], undamaged: dict[str, Any]) -> str:
     parts = [
         "# Faults, and what catches them",
         "`python benchmarks/faults.py` injects every fault of this page into a copy of a small experiment "
-        "([params/faults.yaml](../params/faults.yaml): the small world, one round, its bounds written there), looks "
+        "([benchmarks/faults.yaml](../benchmarks/faults.yaml): the small world, one round, its bounds written there), looks "
         "who notices, and writes this page. Nothing here is simulated but the fault.",
         f"**{caught} of {len(outcomes)} faults are caught**, with nothing lost. Caught is a fault only if the very "
         "expectation or message that is there for it speaks, and the models handed on are those of the round before.",

@@ -27,7 +27,7 @@ from dualipo.tracking import Tracker
 from dualipo.world.shrink import shrink
 
 ROUND = "1"
-PARAMS = (REPOSITORY / "params.yaml", REPOSITORY / "params/faults.yaml")
+PARAMS = (REPOSITORY / "params.yaml", REPOSITORY / "benchmarks/faults.yaml")
 IMPORTED = (
     "torch",
     "mlflow",

@@ -13,7 +13,6 @@ import pytest
 from bright import LEVELS, write_labels
 from click.testing import CliRunner
 from PIL import Image
-from small import shrink
 
 from dualipo.artifacts import digest, read_json
 from dualipo.cli import cli
@@ -30,6 +29,7 @@ from dualipo.evaluation.ties import calibrate_ties, ties_excluded_accuracy
 from dualipo.records import read_labels
 from dualipo.steps import BASE, GRAPH, Summary
 from dualipo.tracking import Artifact, Tracker
+from dualipo.world.shrink import shrink
 
 CLASSES = ("a", "b", "tie")
 

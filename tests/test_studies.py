@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from projects import Project
-from small import shrink
 
 from dualipo import engine
 from dualipo.cli import cli
@@ -18,6 +17,7 @@ from dualipo.studies.catalogue import Claim, Reference, load_catalogue
 from dualipo.studies.comparing import judge_claim, pooled_difference
 from dualipo.studies.measuring import Measured, Round, measure
 from dualipo.studies.pipeline import write_pipeline
+from dualipo.world.shrink import shrink
 
 CATALOGUE = load_catalogue()
 

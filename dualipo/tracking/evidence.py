@@ -70,7 +70,7 @@ def gather(
         "version": {"name": version.name, "number": version.number, "made_of": made_of, **about},
         "files": {port: {"path": file.path, "md5": file.digest.md5} for port, file in files.items()},
         "scores": {port: _short(read_json(f.location)) for port, f in files.items() if f.kind == "scores"},
-        "gates": {port: _gate(f.location) for port, f in inputs.items() if f.kind == "gate"},
+        "gates": {p: _gate(f.location) for p, f in inputs.items() if f.kind == "gate" and f.location.is_dir()},
         "decision": _short(dict(decision)),
         "run": dict(run),
     }
@@ -103,8 +103,6 @@ def _key(digest: str) -> str:
 
 
 def _gate(location: Path) -> Any:
-    if location.is_file():
-        return _short(read_json(location))
     verdict = read_json(location / VERDICT)
     suites = {
         name: {"passed": suite["passed"], "expectations": len(suite["expectations"])}
