@@ -54,8 +54,8 @@ def page(outcomes: dict[str, Outcome], undamaged: dict[str, Any]) -> str:
     parts = [
         "# Faults, and what catches them",
         "`python benchmarks/faults.py` injects every fault of this page into a copy of a small experiment "
-        "([benchmarks/faults.yaml](../benchmarks/faults.yaml): the small world, one round, its bounds written there), looks "
-        "who notices, and writes this page. Nothing here is simulated but the fault.",
+        "([benchmarks/faults.yaml](../benchmarks/faults.yaml): the small world, one round, its bounds written there), "
+        "looks who notices, and writes this page. Nothing here is simulated but the fault.",
         f"**{caught} of {len(outcomes)} faults are caught**, with nothing lost. Caught is a fault only if the very "
         "expectation or message that is there for it speaks, and the models handed on are those of the round before.",
         _undamaged(undamaged),
