@@ -94,20 +94,20 @@ def standing(number: int, champion: str, scores: dict, promoted: bool) -> Standi
     )
 
 
-def summarise(rule: Rule, settle: Settle, error: float, seeds: int) -> dict[str, float]:
-    """Share of simulations that stopped before the plateau, and of the others when they did."""
+def summarise(rule: Rule, settle: Settle, error: float, seeds: int) -> dict[str, float | None]:
+    """Share of simulations that stopped before the plateau, and of the others when they did; null where all did."""
     found = [simulate(rule, settle, error, seed) for seed in range(seeds)]
     stopped = [rounds for rounds, reached in found if reached >= PLATEAU]
     return {
         "false_stops": sum(reached < PLATEAU for _, reached in found) / seeds,
-        "median_rounds": float(np.median(stopped)) if stopped else float("nan"),
-        "nine_in_ten_by": float(np.quantile(stopped, 0.9)) if stopped else float("nan"),
+        "median_rounds": float(np.median(stopped)) if stopped else None,
+        "nine_in_ten_by": float(np.quantile(stopped, 0.9)) if stopped else None,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results/stopping.json")
     arguments = parser.parse_args()
     settle, found = Settle(), []
@@ -117,8 +117,8 @@ def main() -> None:
         for error in NOISE:
             row = summarise(rule, settle, error, arguments.seeds)
             found.append({"rule": name, "noise": error, **row})
-            told = f"{100 * row['false_stops']:.1f} % | {row['median_rounds']:.0f} | {row['nine_in_ten_by']:.0f}"
-            print(f"| {name} | {error:g} | {told} |")
+            ends = ("–" if row[key] is None else f"{row[key]:.0f}" for key in ("median_rounds", "nine_in_ten_by"))
+            print(f"| {name} | {error:g} | {100 * row['false_stops']:.0f} % | {' | '.join(ends)} |")
     write_json(arguments.result, {"curve": WAN, "seeds": arguments.seeds, "settle": settle.model_dump(), "rows": found})
 
 
