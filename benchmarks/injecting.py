@@ -179,9 +179,9 @@ class Lab:
         return load(Decision, folder / f"runs/{ROUND}/{kind}_decision.json")
 
     def incumbent_stays(self, folder: Path, *kinds: str) -> bool:
-        """Whether the models handed on by the round are those it began with."""
+        """Whether the models that the promoting steps handed on are those the round began with."""
         return all(
-            digest(folder / f"runs/{ROUND}/{kind}").md5 == digest(self.whole / f"runs/{BASE}/{kind}").md5
+            digest(self.path(folder, f"promote_{kind}", kind)).md5 == digest(self.whole / f"runs/{BASE}/{kind}").md5
             for kind in kinds
         )
 

@@ -13,6 +13,7 @@ from dualipo.config import CheckLabels, Config, Prompts
 from dualipo.media.store import ClipStore
 from dualipo.quality.gate import critic_gate, preference_gate
 from dualipo.quality.profile import ProfileFile, profile_labels, write_profile
+from dualipo.quality.settlement import begin
 from dualipo.records import Clip, write_rows
 from dualipo.steps import GRAPH
 
@@ -51,6 +52,7 @@ def lab(tmp_path_factory) -> Lab:
     for path in (base / "scores.json", first / "generator_candidate_scores.json"):
         write_json(path, scores)
     write_json(base / "baselines.json", {})
+    begin(scores, agreement, base / "settlement.json", base / "course.json")
     profile = profile_labels("round 0", make_ratings(), make_choices())
     write_profile(base / "label_profile.json", ProfileFile(own=profile, accepted=profile))
     write_rows(first / "prompts.jsonl", make_prompts())
@@ -64,6 +66,7 @@ def lab(tmp_path_factory) -> Lab:
         (first / "candidates" / clip.file).write_text(clip.id)
     critic_gate(first / "critic_gate", agreement, agreement, config.check_critic)
     write_rows(first / "preferences/pairs.jsonl", make_pairs(20))
+    write_json(first / "preferences/summary.json", {"reward": {"mean": 0.5, "low": 0.45, "high": 0.55}})
     preference_gate(first / "preference_gate", make_pairs(20), config.prefer)
     for name in ("check_labels", "promote_critic", "promote_generator"):
         lab.count(GRAPH[name], "1")
