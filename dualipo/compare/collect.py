@@ -142,7 +142,7 @@ def _difference(
     }
     if TOTAL not in found and before.file and after.file:
         # the total of VBench is no mean over clips.
-        from dualipo.evaluation.vbench.resampling import paired_total
+        from dualipo.evaluation.paired import paired_total
 
         found[TOTAL] = paired_total(read_json(before.file), read_json(after.file), 0, resamples)
     scores = [prompt_scores(table) for table in (first, own)]

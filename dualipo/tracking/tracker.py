@@ -235,12 +235,10 @@ class Tracker:
 
     def _log_headline(self, record: _Record, experiment: str) -> None:
         """The scores of what goes on to the next round, as curves over rounds on the experiment's run."""
-        if record.step.scope == "run":
-            return
-        number = 0 if record.round == BASE else list(self.config.rounds).index(record.round) + 1
         for port in sorted(_SCORED.keys() & record.outputs.keys()):
             if record.step.outputs[port].path.removeprefix("runs/{round}/") not in HANDED_ON:
                 continue
+            number = 0 if record.round == BASE else list(self.config.rounds).index(record.round) + 1
             content = read_json(record.outputs[port].location)
             scores = flatten(content, f"{content.get('namespace', '')}{port}.")
             headline = {key: [(number, v)] for key, v in scores.items() if key.endswith(".mean")}
