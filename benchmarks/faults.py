@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ KINDS = {
 
 def inject(lab: Lab, fault: Fault) -> Outcome:
     try:
-        return fault.inject(lab)
+        found = fault.inject(lab)
+        return replace(found, told=found.told.replace(f"{lab.copies}/", ""))
     except Exception as error:  # a fault that breaks the laboratory is a finding, not the end of the table
         return Outcome(False, "", f"the laboratory broke: {type(error).__name__}: {error}", "")
 
