@@ -260,6 +260,7 @@ def test_a_task_that_fails_for_good_fails_the_pipeline_with_its_report_in_mlflow
             "labels": dsl.importer(str(smoke.folder / "runs/1/labels"), dsl.Dataset).output,
             "seed_labels": dsl.importer(str(smoke.folder / "data/seed"), dsl.Dataset).output,
             "previous_profile": dsl.importer(str(smoke.folder / "runs/base/label_profile.json"), dsl.Metrics).output,
+            "course": dsl.importer(str(smoke.folder / "runs/base/course.json"), dsl.Artifact).output,
         }
         sections = {name: own[name] for name in ("check_labels_params", "label_params", "prompts_params")}
         task = components.check_labels(library="", round_name="1", **files, **sections)
