@@ -12,18 +12,17 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from injecting import ROUND, Ended, Lab, Outcome, in_process, limit_files
+from poisoning import TURN, Row, change_labels, read_rows, rewrite, said_in_both, says, turn
 
 from dualipo.artifacts import read_json, write_json, write_json_lines
 from dualipo.steps import GRAPH
 
-Row = dict[str, Any]
-TURN = {"a": "b", "b": "a", "tie": "tie", "good": "bad", "bad": "good", "normal": "normal"}
 LABELS, PAIRS = "runs/1/labels", "runs/1/preferences/pairs.jsonl"
 
 
@@ -118,7 +117,7 @@ def weights_flipped(lab: Lab) -> Outcome:
 @fault("data", "the labels that the champion was trained on swapped for others", "`dualipo verify`")
 def labels_swapped_later(lab: Lab) -> Outcome:
     folder = lab.copy("labels_swapped_later")
-    _rewrite(folder / LABELS / "choices.jsonl", lambda rows: rows[::-1])
+    rewrite(folder / LABELS / "choices.jsonl", lambda rows: rows[::-1])
     return _verified(lab, folder, "critic", LABELS)
 
 
@@ -134,14 +133,14 @@ def labels_of_another_round(lab: Lab) -> Outcome:
 @fault("data", "labels of clips that are not among the candidates", "`check_labels`")
 def labels_of_other_clips(lab: Lab) -> Outcome:
     folder = lab.copy("labels_of_other_clips")
-    _rewrite(folder / LABELS / "ratings.jsonl", lambda rows: [{**row, "clip": f"x{row['clip']}"} for row in rows])
+    rewrite(folder / LABELS / "ratings.jsonl", lambda rows: [{**row, "clip": f"x{row['clip']}"} for row in rows])
     return _refused(lab, folder, "check_labels")
 
 
 @fault("data", "a NaN among the labels", "`check_labels`")
 def nan_label(lab: Lab) -> Outcome:
     folder = lab.copy("nan_label")
-    _rewrite(folder / LABELS / "ratings.jsonl", lambda rows: [{**rows[0], "certainty": float("nan")}, *rows[1:]])
+    rewrite(folder / LABELS / "ratings.jsonl", lambda rows: [{**rows[0], "certainty": float("nan")}, *rows[1:]])
     return _refused(lab, folder, "check_labels")
 
 
@@ -177,7 +176,7 @@ def test_prompt_in_real(lab: Lab) -> Outcome:
 def benchmark_prompt_in_labels(lab: Lab) -> Outcome:
     folder = lab.copy("benchmark_prompt_in_labels")
     stolen = json.loads((lab.out / "data/benchmark.jsonl").read_text().splitlines()[0])["text"]
-    _rewrite(folder / LABELS / "ratings.jsonl", lambda rows: [{**rows[0], "prompt": f"{stolen}. "}, *rows[1:]])
+    rewrite(folder / LABELS / "ratings.jsonl", lambda rows: [{**rows[0], "prompt": f"{stolen}. "}, *rows[1:]])
     return _refused(lab, folder, "train_critic")
 
 
@@ -224,7 +223,7 @@ def poison(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Ca
     def register(change: Callable[[list[Row], list[Row]], None]) -> Callable[..., None]:
         def inject(lab: Lab) -> Outcome:
             folder = lab.copy(name)
-            _change_labels(folder, change)
+            change_labels(folder / LABELS, change)
             return _label_gate(lab, folder, sees)
 
         inject.__name__ = name
@@ -232,24 +231,6 @@ def poison(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Ca
         return change
 
     return register
-
-
-def _change_labels(folder: Path, change: Callable[[list[Row], list[Row]], None]) -> None:
-    tables = {kind: _read(folder / LABELS / f"{kind}.jsonl") for kind in ("ratings", "choices")}
-    change(tables["ratings"], tables["choices"])
-    for kind, rows in tables.items():
-        write_json_lines(folder / LABELS / f"{kind}.jsonl", rows)
-
-
-def says(row: Row, verdict: str, **more: Any) -> None:
-    """Makes a label say `verdict` in every field: its reasoning path and its votes too."""
-    total = sum(row["votes"].values())
-    row |= {"verdict": verdict, "votes": {verdict: total}, "chosen": _ends_in(row["chosen"], verdict), "rejected": None}
-    row |= more
-
-
-def said_in_both(row: Row, verdict: str) -> None:
-    says(row, verdict, forward=verdict, backward=verdict, consistent=True)
 
 
 @poison("all_a", "every pair's verdict is A, in both orders", "kl_choice_overall")
@@ -285,13 +266,13 @@ def _inverted_column(ratings: list[Row], choices: list[Row]) -> None:
 @poison("inverted_ratings", "ratings turned round: verdicts, votes and reasoning paths", "choices_follow_ratings")
 def _inverted_ratings(ratings: list[Row], choices: list[Row]) -> None:
     for row in ratings:
-        _turn(row)
+        turn(row)
 
 
 @poison("inverted_choices", "choices turned round: verdicts, votes and reasoning paths", "choices_follow_ratings")
 def _inverted_choices(ratings: list[Row], choices: list[Row]) -> None:
     for row in choices:
-        _turn(row)
+        turn(row)
 
 
 def unseen(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -301,7 +282,7 @@ def unseen(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Ca
     def register(change: Callable[[list[Row], list[Row]], None]) -> Callable[..., None]:
         def inject(lab: Lab) -> Outcome:
             folder = lab.copy(name)
-            _change_labels(folder, change)
+            change_labels(folder / LABELS, change)
             looked = _label_gate(lab, folder, "")
             if looked.caught:
                 return looked
@@ -319,7 +300,7 @@ def unseen(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Ca
 @unseen("inverted_all", "ratings and choices both turned round, paths and votes too", "agreement: rating_drop")
 def _inverted_all(ratings: list[Row], choices: list[Row]) -> None:
     for row in [*ratings, *choices]:
-        _turn(row)
+        turn(row)
 
 
 @unseen("shuffled_ratings", "each clip gets another clip's ratings", "agreement: rating_drop")
@@ -385,7 +366,7 @@ def _swap_ignored(ratings: list[Row], choices: list[Row]) -> None:
 def copied_clips(lab: Lab) -> Outcome:
     folder = lab.copy("copied_clips")
     manifest = folder / "runs/1/candidates/manifest.jsonl"
-    rows = _read(manifest)
+    rows = read_rows(manifest)
     for index in range(3, len(rows), 4):
         rows[index]["file"] = rows[index - 1]["file"]
     write_json_lines(manifest, rows)
@@ -435,8 +416,8 @@ def preference(name: str, what: str, sees: str) -> Callable[[Callable[[list[Row]
             from dualipo.records import Preference
 
             folder = lab.copy(name)
-            _rewrite(folder / PAIRS, change)
-            pairs = [Preference.model_validate(row) for row in _read(folder / PAIRS)]
+            rewrite(folder / PAIRS, change)
+            pairs = [Preference.model_validate(row) for row in read_rows(folder / PAIRS)]
             preference_gate(folder / "runs/1/preference_gate", pairs, lab.config.prefer)
             return lab.judged(folder, "preference_gate", ("generator",), sees)
 
@@ -481,7 +462,7 @@ def generator_noised(lab: Lab) -> Outcome:
 @fault("generator", "a generator aligned with preferences turned round, the preference gate looking away", "benchmark")
 def generator_aligned_wrong(lab: Lab) -> Outcome:
     folder = lab.copy("generator_aligned_wrong")
-    _rewrite(folder / PAIRS, _losers_win)
+    rewrite(folder / PAIRS, _losers_win)
     config = lab.config.model_copy(
         update={
             "align": lab.config.align.model_copy(
@@ -698,29 +679,6 @@ def _benchmarked(lab: Lab, folder: Path, ended: Ended) -> Outcome:
     caught = by_benchmark and not decided.promoted and lab.incumbent_stays(folder, "generator")
     kept = "generator of the round before handed on, md5 unchanged"
     return Outcome(caught, "benchmark" if by_benchmark else "promotion", decided.reasons[0], kept)
-
-
-def _turn(row: Row) -> None:
-    """Turns a label round: good and bad, or A and B, change places wherever they stand."""
-    for key in ("verdict", "forward", "backward"):
-        if row.get(key):
-            row[key] = TURN[row[key]]
-    row["votes"] = {TURN.get(word, word): count for word, count in row["votes"].items()}
-    for key in ("chosen", "rejected"):
-        if row[key]:
-            row[key] = re.sub(r"\w+$", lambda found: TURN[found[0]], row[key])
-
-
-def _ends_in(path: str, verdict: str) -> str:
-    return re.sub(r"\w+$", verdict, path)
-
-
-def _read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _rewrite(path: Path, change: Callable[[list[Row]], Sequence[Row]]) -> None:
-    write_json_lines(path, change(_read(path)))
 
 
 def _add_noise(path: Path, share: float = 0.5) -> None:
