@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import REPOSITORY, table, versions
+from measuring import CAVEAT, REPOSITORY, between, table, versions
 
 from dualipo.artifacts import digest, read_json, write_json
 from dualipo.config import Config, load_config
@@ -30,10 +30,6 @@ from dualipo.studies.comparing import pooled_difference
 from dualipo.studies.measuring import prompt_totals
 
 MIN_GAIN, MIN_AGREEMENT = 5.0, 0.75
-CAVEAT = (
-    "The small world's own benchmark (0 to 100, scored by its oracle on held-out prompts) with simulated annotators. "
-    "It is not VBench, and says nothing about videos of the real world."
-)
 
 
 @dataclass(frozen=True)
@@ -115,25 +111,19 @@ def judge(measured: Sequence[Measured], pooled: dict[str, float]) -> list[str]:
 # ---- what is shown
 
 
-def spoken(value: dict[str, float], scale: float = 1.0, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    mean, low, high = (value[key] * scale for key in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
 def show(measured: Sequence[Measured], pooled: dict[str, float], resamples: int) -> str:
     names = [entry["round"] for entry in measured[0].rounds]
     gains, critics, rounds = [], [], []
     both = [(m.base, m.final) for m in measured]
     for m in measured:
-        totals = [spoken(entry["total"]) for entry in m.rounds]
+        totals = [between(entry["total"]) for entry in m.rounds]
         base, final = statistics.fmean(m.base.values()), statistics.fmean(m.final.values())
         gain = paired_difference(m.base, m.final, derive_seed(m.seed, "paired"), resamples)
-        gains.append([m.seed, f"{base:.1f}", f"{final:.1f}", spoken(gain, signed=True)])
+        gains.append([m.seed, f"{base:.1f}", f"{final:.1f}", between(gain, signed=True)])
         rounds.append([m.seed, *totals, *_promotions(m, "generator")])
-        critics.append([m.seed, *(spoken(e["agreement"], 100) for e in m.rounds), *_promotions(m, "critic")])
+        critics.append([m.seed, *(between(e["agreement"], 100) for e in m.rounds), *_promotions(m, "critic")])
     means = [statistics.fmean(statistics.fmean(side.values()) for side in sides) for sides in zip(*both, strict=True)]
-    gains.append(["all", *(f"{mean:.1f}" for mean in means), spoken(pooled, signed=True)])
+    gains.append(["all", *(f"{mean:.1f}" for mean in means), between(pooled, signed=True)])
     agreed = [statistics.fmean(m.rounds[i]["agreement"]["mean"] for m in measured) for i in range(len(names))]
     critics.append(["all", *(f"{100 * mean:.1f}" for mean in agreed), ""])
     columns = [*("base" if name == BASE else f"round {name}" for name in names), "promoted"]

@@ -25,6 +25,10 @@ from dualipo.runtime import git_commit, prepare_torch, threads
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks/results"
 MIB = 2**20
+CAVEAT = (
+    "The small world's own benchmark (0 to 100, scored by its oracle on held-out prompts) with simulated annotators. "
+    "It is not VBench, and says nothing about videos of the real world."
+)
 Result = TypeVar("Result")
 
 
@@ -238,6 +242,13 @@ def machine_line() -> str:
     here = machine()
     count = f"{here['threads']} thread" + ("s" if here["threads"] > 1 else "")
     return f"{here['kind']}; {count}; seconds are {'the wall' if here['clock'] == 'wall' else 'the CPU'}'s."
+
+
+def between(value: dict[str, float], scale: float = 1.0, signed: bool = False) -> str:
+    """A mean with its interval, times `scale`."""
+    sign = "+" if signed else ""
+    mean, low, high = (value[key] * scale for key in ("mean", "low", "high"))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

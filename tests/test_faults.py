@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from test_quality import SPACE, make_choices, make_humans, make_pairs, make_prompts, make_ratings
 
 from dualipo.artifacts import write_json
-from dualipo.config import CheckLabels, Config, Prompts
+from dualipo.config import CheckLabels, Config, Prompts, parse_config
 from dualipo.media.store import ClipStore
 from dualipo.quality.gate import critic_gate, preference_gate
 from dualipo.quality.profile import ProfileFile, profile_labels, write_profile
@@ -19,9 +20,11 @@ from dualipo.steps import GRAPH
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from fault_list import FAULTS
+from ablation import GATES_OFF, turn_all
+from fault_list import FAULTS, LABELS
 from faults import KINDS, page
 from injecting import Ended, Lab, Outcome, in_process
+from poisoning import Row, change_labels, says
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,36 @@ def test_what_nobody_sees_is_told(lab, monkeypatch):
     monkeypatch.setattr(lab, "config", lab.config.model_copy(update={"check_labels": open_gate}))
     found = FAULTS["all_a"].inject(lab)
     assert not found.caught and found.told == "every expectation holds" and "promoted" in found.kept
+
+
+@pytest.mark.parametrize(("gates", "promoted"), [({}, False), (GATES_OFF, True)])
+def test_gates_that_are_switched_off_let_a_poisoned_round_through(lab, gates, promoted):
+    """Else the ablation would compare a gate with itself: labels, critic, pairs and benchmark are all bad here."""
+
+    def poison(ratings: list[Row], choices: list[Row]) -> None:
+        turn_all(ratings, choices)
+        for row in ratings:
+            says(row, "good")
+
+    content = lab.config.model_dump(mode="json")
+    for dotted, value in gates.items():
+        section, key = dotted.split(".")
+        content[section][key] = value
+    config, folder = parse_config(content), lab.copy(f"ablation_{promoted}")
+    first = folder / "runs/1"
+    change_labels(folder / LABELS, poison)
+    before = {"agreement": {"mean": 0.8}, "pairs": 100, "rating_agreement": {"motion": 0.8}}
+    wrong = {"agreement": {"mean": 0.3}, "pairs": 100, "rating_agreement": {"motion": 0.2}}
+    write_json(first / "critic_candidate_agreement.json", wrong)
+    critic_gate(first / "critic_gate", wrong, before, config.check_critic)
+    preference_gate(first / "preference_gate", make_pairs(3), config.prefer)
+    scores = json.loads((first / "generator_candidate_scores.json").read_text()) | {"total": {"mean": 20.0}}
+    write_json(first / "generator_candidate_scores.json", scores)
+    ended = lab.call(folder, "check_labels", "promote_critic", "promote_generator", config=config)
+    assert ended.how == "done", ended
+    for kind in ("critic", "generator"):
+        assert lab.decided(folder, kind).promoted is promoted, lab.decided(folder, kind).reasons
+        assert lab.incumbent_stays(folder, kind) is not promoted
 
 
 def test_every_kind_of_fault_stands_on_the_page():
