@@ -156,9 +156,17 @@ class _Cost:
     def seconds(self, operations: float) -> float:
         return operations / (self.gpu.tflops * 1e12 * self.setup.utilisation)
 
-    def sampling(self, clips: int, prompts: int, steps: int, guidance: float) -> float:
-        """Seconds to sample clips: text once a prompt, denoising steps (twice under guidance), the VAE's decoder."""
-        passes = steps * (1 if guidance == 1 else 2)
+    @property
+    def reward_pass(self) -> float:
+        """Operations of the latent reward on a clip, as a part of the denoiser's: its first blocks alone."""
+        return min(self.config.latent_reward.layers / self.backbone.layers, 1.0)
+
+    def sampling(self, clips: int, prompts: int, steps: int, guidance: float, steered: float = 0.0) -> float:
+        """Seconds to sample clips: text once a prompt, denoising steps (twice under guidance), the VAE's decoder.
+
+        A reward that steers (`steered` above 0) is run forward and backward in every step.
+        """
+        passes = steps * ((1 if guidance == 1 else 2) + (3 * self.reward_pass if steered else 0.0))
         text = 2.0 * self.backbone.text_encoder * self.backbone.text_tokens * prompts
         return self.seconds(
             clips * (passes * self.backbone.forward + self.backbone.vae_decode * self.backbone.pixels) + text
@@ -204,7 +212,9 @@ class _Cost:
         rewards = 2 * (3 * self.clips * critic.read(answered[0]) + pairs * critic.read(answered[1]))
         rating = self.asking(3 * self.clips, 1, label.paths, label.batch_size)
         seconds = {
-            "generate": self.sampling(self.clips, prompts, config.generate.steps, config.generate.guidance),
+            "generate": self.sampling(
+                self.clips, prompts, config.generate.steps, config.generate.guidance, config.flow_nrg.generate
+            ),
             "label": 2 * self.seeing(self.clips)
             + rating
             + self.asking(2 * pairs, 2, label.paths, label.batch_size)
@@ -213,7 +223,13 @@ class _Cost:
             "check_critic": self.seeing(2 * self.setup.test_pairs)
             + self.asking(2 * self.setup.test_pairs, 2, check.paths, check.batch_size),
             "prefer": self.preferring(rating),
-            "evaluate": self.sampling(self.benchmark_clips, self.benchmark_prompts, evaluate.steps, evaluate.guidance),
+            "evaluate": self.sampling(
+                self.benchmark_clips,
+                self.benchmark_prompts,
+                evaluate.steps,
+                evaluate.guidance,
+                config.flow_nrg.evaluate,
+            ),
         }
         if train.algorithm != "none":
             # two paths a pair, once more under the reference; two clips a question, the longer kind.
@@ -223,6 +239,9 @@ class _Cost:
             seconds["train_critic"] = self.seconds(train.steps * learned * critic.read(answered[1])) + self.seeing(seen)
         judged, real = self.step_clips
         passes = judged * (1 + backward + 1) + real * (1 + backward)
+        if config.latent_reward.train:
+            steered = config.latent_reward
+            passes += 2 * steered.batch_size * steered.steps * 3 * self.reward_pass / align.steps
         encoded = min(judged * align.steps, self._judged_clips) + real * align.steps
         seconds["align"] = self.seconds(
             align.steps * passes * backbone.forward

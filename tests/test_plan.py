@@ -199,6 +199,26 @@ def test_alignment_by_hand(config):
     assert found == pytest.approx(total / (0.4 * 312e12) / 3600, rel=1e-9)
 
 
+def test_a_latent_reward_by_hand(config):
+    backbone = open_backbone("wan-1.3b")
+    plain, steered = (
+        plan(with_values(config, **sections), backbone, CRITICS["qwen2-vl-7b"], GPUS["a100"], Setup())
+        for sections in (
+            {},
+            {
+                "latent_reward": {"train": True, "layers": 3, "steps": 50, "batch_size": 8},
+                "flow_nrg": {"evaluate": 1.0},
+            },
+        )
+    )
+    unit = 3 / 30 * backbone.forward / (0.4 * 312e12) / 3600
+    benchmark = steered.hours["evaluate"] - plain.hours["evaluate"]
+    assert steered.hours["align"] - plain.hours["align"] == pytest.approx(2 * 8 * 50 * 3 * unit, rel=1e-6)
+    clips = 944 * 5 + 75 * 20
+    assert benchmark == pytest.approx(clips * config.evaluate.steps * 3 * unit, rel=1e-6)
+    assert steered.hours["generate"] == plain.hours["generate"]
+
+
 def test_checking_the_critic_by_hand(config):
     """2,000 questions of two clips in batches of 8 with 5 paths: read once each, then 256 tokens bound by memory."""
     language, cache, context = 7_615_616_512, 2 * 2 * 28 * 4 * 128, 2 * 8 * 18 * 26 + 124

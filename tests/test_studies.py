@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from projects import Project
 
@@ -160,16 +161,16 @@ def project(tmp_path_factory, repository) -> Project:
 
 def test_a_study_is_a_dvc_pipeline_that_shares_what_its_variants_share(project):
     folder = project.folder
-    arguments = ["study", "systems", "--seed", "0", "--folder", str(folder)]
+    arguments = ["study", "losses", "--seed", "0", "--folder", str(folder)]
     found = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert found.exit_code == 0 and "cannot be told**: 1 of the 3 seeds" in found.output
-    results = json.loads((folder / "studies/systems/results.json").read_text())
-    assert [row["variant"] for row in results["rows"] if row["round"] == "1"] == ["full", "kto", "rwr", "sft"]
+    results = json.loads((folder / "studies/losses/results.json").read_text())
+    assert [row["variant"] for row in results["rows"] if row["round"] == "1"] == ["full", "kto"]
     assert len({row["candidate"] for row in results["rows"] if row["round"] == "1"}) > 1
     runs = folder / "studies/runs/seed-0"
-    records = {v: json.loads((runs / v / ".dualipo/done/base-start.json").read_text()) for v in ("full", "kto", "sft")}
+    records = {v: json.loads((runs / v / ".dualipo/done/base-start.json").read_text()) for v in ("full", "kto")}
     assert len({record["seconds"] for record in records.values()}) == 1, "measured once, for all"
-    status = json.loads(project.dvc("status", "--json", "studies/systems/dvc.yaml"))
+    status = json.loads(project.dvc("status", "--json", "studies/losses/dvc.yaml"))
     assert status == {}
     # another study finds the run of `full` done.
     before = (runs / "full/.dualipo/done/1-align.json").stat().st_mtime_ns
@@ -184,11 +185,11 @@ def test_a_study_is_a_dvc_pipeline_that_shares_what_its_variants_share(project):
 
 def test_what_is_taken_from_another_run_is_what_would_be_made(project, tmp_path):
     folder = project.folder
-    lender = folder / "studies/runs/seed-0/sft"
-    config = load_config(folder / "params.yaml", overrides={"rounds": {"1": {"prev": "base"}}, "align.loss": "sft"})
+    lender = folder / "studies/runs/seed-0/kto"
+    config = CATALOGUE.variants["kto"].config(load_config(folder / "params.yaml"), 0)
     own, taken = tmp_path / "own", tmp_path / "taken"
     for place, lenders in ((own, ()), (taken, (lender,))):
-        measure("sft", config, place, folder / "data", lenders)
+        measure("kto", config, place, folder / "data", lenders)
     files = {
         place: {str(p.relative_to(place)): p.read_bytes() for p in (place / "runs").rglob("*") if p.is_file()}
         for place in (own, taken)
@@ -223,3 +224,15 @@ def test_what_was_not_measured_is_named(tmp_path, repository, monkeypatch):
     found = CliRunner().invoke(cli, ["study", "judge", "losses"])
     assert isinstance(found.exception, UserError) and "full-0.json: not measured yet" in str(found.exception)
     assert not Path("results.json").exists()
+
+
+def test_the_table_of_systems_names_what_there_is(repository):
+    systems = yaml.safe_load((repository / "benchmarks/systems.yaml").read_text())
+    for entry in systems:
+        study, says = entry["claim"]
+        assert says in {claim.says for claim in CATALOGUE.studies[study].claims}
+        for place in [*entry["code"], *entry["tests"]]:
+            path, _, names = place.partition(": ")
+            assert (repository / path).exists(), place
+            for name in names.split(", ") if names else ():
+                assert f"def {name}(" in (repository / path).read_text(), place

@@ -1,0 +1,91 @@
+"""Writes docs/systems.md: every system of the papers with its code, equation, tests, and what a study measured of it.
+
+    dualipo study systems
+    dualipo study flow --params params/small-world-wan.yaml
+    python benchmarks/systems.py
+
+Reads benchmarks/systems.yaml and studies/{systems,flow}/results.json (`--studies` names another folder).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+from measuring import CAVEAT, REPOSITORY, between, table
+
+from dualipo.artifacts import atomic, read_json
+
+SYSTEMS = REPOSITORY / "benchmarks/systems.yaml"
+PAGE = REPOSITORY / "docs/systems.md"
+
+
+def claims(studies: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Judged claims by study and sentence, of the studies that were run."""
+    return {
+        (file.parent.name, claim["says"]): claim
+        for file in sorted(studies.glob("*/results.json"))
+        for claim in read_json(file)["claims"]
+    }
+
+
+def page(systems: list[dict[str, Any]], judged: dict[tuple[str, str], dict[str, Any]]) -> str:
+    rows = []
+    for entry in systems:
+        study, says = entry["claim"]
+        found = judged[study, says]
+        seeds = ", ".join(f"{value['mean']:+.1f}" for value in found["by_seed"].values())
+        rows.append(
+            [
+                entry["system"],
+                entry["equation"],
+                "<br>".join(_linked(place) for place in entry["code"]),
+                "<br>".join(_linked(place) for place in entry["tests"]),
+                f"{between(found['difference'], signed=True)} ({seeds})",
+                f"{'improves' if found['outcome'] == 'holds' else _worse(found)} ([study](studies/{study}.md))",
+            ]
+        )
+    header = ["system", "equation", "code", "tests", "points over the base (by seed)", "on the small world"]
+    return (
+        "\n\n".join(
+            [
+                "# The papers' systems",
+                f"{CAVEAT} Each system is one round of alignment from the base, unless it says otherwise, over three"
+                " seeds; brackets are 95 percent bootstrap intervals over prompts, all seeds together, of candidate"
+                " less base. Written by `python benchmarks/systems.py` from the results of `dualipo study systems`"
+                " and `dualipo study flow --params params/small-world-wan.yaml`.",
+                table(header, rows),
+                "The critic's own systems, SRPO and certainty (Dual-IPO, eq. 2 to 5: `dualipo/critic/srpo.py`,"
+                " `certainty.py`), voting and the swap filter (`voting.py`), are compared with what they replace by"
+                " `dualipo study critic_updates` ([studies.md](studies.md)); [math.md](math.md) names their tests.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _worse(claim: dict[str, Any]) -> str:
+    return "**gets worse**" if claim["outcome"] == "does not hold" else "cannot be told"
+
+
+def _linked(place: str) -> str:
+    """`path` or `path: names` as a link."""
+    path, _, names = place.partition(": ")
+    return f"[`{names.replace(', ', '`, `') or path}`](../{path})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=Path, default=REPOSITORY / "studies")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    text = page(yaml.safe_load(SYSTEMS.read_text(encoding="utf-8")), claims(arguments.studies))
+    with atomic(arguments.page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
