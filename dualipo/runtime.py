@@ -70,9 +70,9 @@ def release_gpu() -> None:
     """Gives what this process holds of a GPU's memory without using it to others, such as a process it starts."""
     import gc
 
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

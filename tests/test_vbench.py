@@ -1,5 +1,7 @@
 """The suite `vbench` end to end, VBench itself being a stand-in that writes its result format."""
 
+import gc
+import itertools
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -28,7 +31,8 @@ from dualipo.evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from dualipo.evaluation.vbench.prompts import official, official_texts
 from dualipo.evaluation.vbench.resampling import intervals
 from dualipo.evaluation.vbench.results import pooled, read_results
-from dualipo.evaluation.vbench.suite import write_archive
+from dualipo.evaluation.vbench.suite import VBench, write_archive
+from dualipo.generator.base import Generator, load_generator
 from dualipo.heldout import hold_out, require_apart
 from dualipo.media.store import ClipStore, read_bytes
 from dualipo.steps import GIVEN, GRAPH
@@ -97,7 +101,8 @@ class Scoring:
 
     def put_together(self, count: int = 2) -> dict:
         for number in range(count):
-            shutil.copytree(self.part(number) / "vbench", self.work / "vbench", dirs_exist_ok=True)
+            if self.part(number).exists():  # a shard without clips leaves nothing
+                shutil.copytree(self.part(number), self.work, dirs_exist_ok=True)
         return self.run("/nowhere/python")
 
     def give(self, source: Path) -> None:
@@ -326,7 +331,7 @@ def same(one: Scoring, other: Scoring) -> bool:
     return digest(one.clips) == digest(other.clips)
 
 
-@pytest.mark.parametrize("count", [2, 3, 9])
+@pytest.mark.parametrize("count", [3, 9])
 def test_any_number_of_shards_gives_one_processs_scores(apart, alone, vbench, count):
     for number in range(count):
         apart.score_part(vbench.python, number, count)
@@ -679,8 +684,23 @@ def test_a_finished_evaluation_is_not_made_again_for_another_interpreter(unbroke
 def parts(tmp_path_factory, unbroken, standin, inputs) -> list[Path]:
     """What two shards hand on: 4 + 3 and 4 of the 11 prompts."""
     folder, parts = tmp_path_factory.mktemp("parts"), []
+    loaded: list[weakref.ref] = []
+
+    def load(checkpoint: Path) -> Generator:
+        generator = load_generator(checkpoint)
+        loaded.append(weakref.ref(generator))
+        return generator
+
+    def score(suite: VBench, *arguments: object) -> None:
+        gc.collect()
+        assert loaded and loaded.pop()() is None, "the generator leaves its memory to VBench"
+        score_part(suite, *arguments)
+
+    score_part = VBench.score_part
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dualipo.generator.sampling.SHARD_PROMPTS", 4)
+        patch.setattr("dualipo.generator.sampling.load_generator", load)
+        patch.setattr(VBench, "score_part", score)
         for number in range(2):
             parts.append(folder / f"part-{number}")
             at = folder / f"root-{number}"
@@ -693,7 +713,7 @@ def parts(tmp_path_factory, unbroken, standin, inputs) -> list[Path]:
 def test_shards_put_together_equal_one_process(unbroken, parts, inputs, tmp_path, monkeypatch):
     begun = [(part.parent / f"calls-{number}").read_text().split() for number, part in enumerate(parts)]
     # each prompt's clips are scored where they were sampled, all of them once, with no dimension begun for nothing.
-    assert sorted(sum(begun, [])) == sorted(["static_filter", *DIMENSIONS]) and all(begun)
+    assert sorted(itertools.chain(*begun)) == sorted(["static_filter", *DIMENSIONS]) and all(begun)
     for part in parts:
         assert {path.name for path in (part / "vbench").iterdir()} == {"scored"}, "clips are handed on once"
     monkeypatch.setattr("dualipo.generator.sampling.SHARD_PROMPTS", 4)
