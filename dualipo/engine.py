@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -398,13 +399,21 @@ class _Call:
         assert self.shard
         self.work.mkdir(parents=True, exist_ok=True)
         if not (self.course and self.course.stop):
-            job = self._job()
-            chunks = self.step.chunks(self.config, job, **self.taken)
-            with self._beside(job):
-                chunks.make(self.shard.indices(len(chunks)))
+            self._make_chunks(self.shard)()
         write_part(self.work, self.step, self.fingerprint, self.shard)
         part.parent.mkdir(parents=True, exist_ok=True)
         move(self.work, part)
+
+    def _make_chunks(self, shard: Shard) -> Callable[[], None]:
+        """Computes the shard's chunks; returns what it does then, when the models that made them are gone."""
+        job = self._job()
+        chunks = self.step.chunks(self.config, job, **self.taken)
+        if chunks.before:
+            chunks.before()
+        indices = shard.indices(len(chunks))
+        with self._beside(job):
+            chunks.make(indices)
+        return functools.partial(chunks.after, list(chunks.stream_of(indices))) if chunks.after else lambda: None
 
     def track(self) -> None:
         """Tells MLflow, before anything is published: an output in its place is a recorded one, or its record waits.

@@ -35,6 +35,10 @@ class Chunks(Generic[Item]):
     items: Sequence[Item]
     size: int
     compute: Callable[[int, Sequence[Item]], list[dict[str, Any]]]
+    before: Callable[[], None] | None = None
+    """What a shard does before it makes any of its chunks; not what a process does that makes them all."""
+    after: Callable[[list[dict[str, Any]]], None] | None = None
+    """What it does with their rows then; knows nothing of `compute`, whose models are gone."""
 
     def __len__(self) -> int:
         """How many chunks there are."""
@@ -61,8 +65,12 @@ class Chunks(Generic[Item]):
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """The same one by one, holding one chunk's."""
-        self.make(range(len(self)))
-        for index in range(len(self)):
+        yield from self.stream_of(range(len(self)))
+
+    def stream_of(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Rows of those of the chunks; computes what is missing of them."""
+        self.make(indices)
+        for index in indices:
             yield from map(json.loads, self._file(index).read_text(encoding="utf-8").splitlines())
 
     def _file(self, index: int) -> Path:

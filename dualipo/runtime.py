@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def prepare_torch(count: int | None = None) -> None:
     if not torch.cuda.is_available():
         # where DeepSpeed is installed, saving a model imports it, and it tells stdout that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def release_gpu() -> None:
+    """Gives what this process holds of a GPU's memory without using it to others, such as a process it starts."""
+    import gc
+
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def threads() -> int:

@@ -232,10 +232,11 @@ def test_the_papers_preset_asks_for_its_resources(repository, tmp_path):
                 assert shards == [f"{number}/128" for number in range(128)], name
     for round_ in ("", "-2", "-3"):
         assert gpus(f"exec-align{round_}") == gpus(f"exec-train-critic{round_}") == 8
-        for step in ("generate", "label", "prefer"):
+        for step in ("generate", "label", "prefer", "evaluate"):
             assert gpus(f"exec-{step}-shard{round_}") == 1 and gpus(f"exec-{step}{round_}") == 0
-        assert gpus(f"exec-evaluate-shard{round_}") == gpus(f"exec-evaluate{round_}") == 1
         assert gpus(f"exec-prompts{round_}") == gpus(f"exec-promote-generator{round_}") == 0
+    # it also measures the critic.
+    assert gpus("exec-start-shard") == gpus("exec-start") == 1
     align = pods["exec-align"]
     assert align["emptyDirMounts"] == [
         {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "64Gi", "volumeName": "shm"}

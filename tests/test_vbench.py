@@ -1,5 +1,7 @@
 """The suite `vbench` end to end, VBench itself being a stand-in that writes its result format."""
 
+import gc
+import itertools
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -27,8 +30,9 @@ from dualipo.evaluation.suites import open_suite
 from dualipo.evaluation.vbench.aggregate import DIMENSIONS, aggregate
 from dualipo.evaluation.vbench.prompts import official, official_texts
 from dualipo.evaluation.vbench.resampling import intervals
-from dualipo.evaluation.vbench.results import read_results
-from dualipo.evaluation.vbench.suite import write_archive
+from dualipo.evaluation.vbench.results import pooled, read_results
+from dualipo.evaluation.vbench.suite import VBench, write_archive
+from dualipo.generator.base import Generator, load_generator
 from dualipo.heldout import hold_out, require_apart
 from dualipo.media.store import ClipStore, read_bytes
 from dualipo.steps import GIVEN, GRAPH
@@ -84,6 +88,22 @@ class Scoring:
 
     def run(self, python: str | None) -> dict:
         return open_suite(configured(python, **self.changes), self.benchmark).score(self.clips, self.work)
+
+    def score_part(self, python: str | None, number: int, count: int = 2) -> None:
+        """What a shard does with the clips that it sampled."""
+        rows = ClipStore(self.clips).clips
+        tars = sorted({clip.file.partition("/")[0] for clip in rows})[number::count]
+        own = ClipStore(self.clips, [clip for clip in rows if clip.file.partition("/")[0] in tars])
+        open_suite(configured(python, **self.changes), self.benchmark).score_part(own, self.part(number))
+
+    def part(self, number: int) -> Path:
+        return self.work.with_name(f"part-{number}")
+
+    def put_together(self, count: int = 2) -> dict:
+        for number in range(count):
+            if self.part(number).exists():  # a shard without clips leaves nothing
+                shutil.copytree(self.part(number), self.work, dirs_exist_ok=True)
+        return self.run("/nowhere/python")
 
     def give(self, source: Path) -> None:
         self.work.mkdir(exist_ok=True)
@@ -175,9 +195,9 @@ def test_vbenchs_interpreter_sees_nothing_of_ours(few, vbench, monkeypatch, tmp_
 
 
 def test_other_clips_are_scored_anew(few, vbench, benchmark):
-    before = few.run(vbench.python)
+    before, rows = few.run(vbench.python), few.rows
     assert vbench.calls() == ["static_filter", *FEW]
-    assert few.run(vbench.python) == before and vbench.calls() == []
+    assert few.run(vbench.python) == before and few.rows == rows and vbench.calls() == []
     shutil.rmtree(few.clips)
     sampled(few.clips, benchmark, seed=1, vbench_dimensions=FEW)
     (few.work / "vbench/laid.json").unlink()
@@ -218,7 +238,7 @@ def test_dimensions_left_out_make_the_totals_null(few, vbench):
         ({"drop": {"scene": 3}}, "scene is partial, 3 of 5 clips have no score"),
         ({"drop": {"temporal_flickering": 1}}, "temporal_flickering is partial, 1 of 5"),
         ({"empty": ["imaging_quality"]}, "NaN in it: VBench found no clip"),
-        ({"empty": ["color"]}, "NaN in it: VBench found no clip"),
+        ({"empty": ["color"]}, r"1 of 4 dimensions: color \(ZeroDivisionError: division by zero\)"),
     ],
 )
 def test_a_partial_result_is_no_result(few, vbench, control, told):
@@ -275,6 +295,194 @@ def test_the_runner_exits_with_1_where_vbench_raises(vbench, tmp_path):
     command = [vbench.python, runner.__file__, "--version", "0.1.5", *options, "--out", tmp_path / "out"]
     vbench.control(fail=["color"])
     assert subprocess.run(command, capture_output=True).returncode == 1
+
+
+# ---- shared by shards
+
+
+TWO = {"vbench_prompts": 2, "vbench_dimensions": FEW}
+"""Two prompts of each of four kinds; a tar holds one prompt, and each of two shards one of each kind."""
+
+
+@pytest.fixture(scope="module")
+def made_apart(tmp_path_factory, benchmark) -> Path:
+    """A clip folder of `TWO`; read only."""
+    selection = open_suite(configured(**TWO), benchmark).selection
+    return write_clips(tmp_path_factory.mktemp("apart") / "clips", selection, per_tar=1)
+
+
+@pytest.fixture
+def apart(tmp_path, made_apart, benchmark) -> Scoring:
+    return Scoring(tmp_path / "apart", made_apart, benchmark, **TWO)
+
+
+@pytest.fixture
+def alone(tmp_path, made_apart, benchmark) -> Scoring:
+    """The same clips, for one process."""
+    return Scoring(tmp_path / "alone", made_apart, benchmark, **TWO)
+
+
+def prompts_of(scoring: Scoring, dimension: str) -> list[str]:
+    selection = open_suite(configured(**scoring.changes), scoring.benchmark).selection
+    return [entry.prompt for entry in selection.of(dimension)]
+
+
+def same(one: Scoring, other: Scoring) -> bool:
+    return digest(one.clips) == digest(other.clips)
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_any_number_of_shards_gives_one_processs_scores(apart, alone, vbench, count):
+    for number in range(count):
+        apart.score_part(vbench.python, number, count)
+    assert vbench.calls().count("scene") == min(count, 2)
+    assert apart.put_together(count) == alone.run(vbench.python) and same(apart, alone)
+
+
+@pytest.mark.parametrize("which", [[0], [1], [0, 1]])
+def test_clips_that_vbench_leaves_out_may_be_all_of_one_shards(apart, alone, vbench, which):
+    vbench.control(
+        colourless=[prompts_of(apart, "color")[k] for k in which],
+        moving=[prompts_of(apart, "temporal_flickering")[k] for k in which],
+    )
+    for number in range(2):
+        apart.score_part(vbench.python, number)
+    if len(which) == 2:
+        with pytest.raises(UserError, match="color has no scored clip"):
+            apart.put_together()
+        with pytest.raises(UserError, match=r"color \(ZeroDivisionError"):
+            alone.run(vbench.python)
+        return
+    found = apart.put_together()
+    assert found == alone.run(vbench.python) and same(apart, alone)
+    assert found["vbench"]["scored"]["color"] == 4 and found["vbench"]["left_out"]["color"] == 6
+
+
+def test_a_killed_shard_goes_on_by_dimension(apart, alone, vbench, repository):
+    tars = " ".join(f"clips-{number:05d}.tar" for number in range(1, 8, 2))
+    killed(vbench, repository, apart, apart.part(1), signal.SIGKILL, tars)
+    assert vbench.calls() == ["static_filter", *FEW[:3]]
+    assert not (apart.part(1) / "vbench/scored").exists()
+    for number in range(2):
+        apart.score_part(vbench.python, number)
+    assert vbench.calls() == ["static_filter", *FEW, "color", "scene"]
+    apart.score_part(vbench.python, 1)
+    assert vbench.calls() == [], "what is finished is not begun again"
+    assert apart.put_together() == alone.run(vbench.python) and same(apart, alone)
+
+
+def test_a_shard_names_the_dimension_that_failed_and_keeps_the_others(apart, alone, vbench):
+    apart.score_part(vbench.python, 0)
+    vbench.control(fail=["color"])
+    with pytest.raises(UserError, match=r"failed on 1 of 4 dimensions: color \(.*detectron2.*\)"):
+        apart.score_part(vbench.python, 1)
+    assert "detectron2" in (apart.part(1) / "vbench/logs/color.log").read_text()
+    assert not (apart.part(1) / "vbench/scored").exists()
+    vbench.control()
+    vbench.calls()
+    apart.score_part(vbench.python, 1)
+    assert vbench.calls() == ["color"]
+    assert apart.put_together() == alone.run(vbench.python) and same(apart, alone)
+
+
+def test_without_vbench_a_shard_only_samples(apart, alone, vbench):
+    for number in range(2):
+        apart.score_part(None, number)
+        assert not apart.part(number).exists()
+    assert apart.run(vbench.python) == alone.run(vbench.python) and same(apart, alone)
+
+
+def _no_dimension(scored):
+    del scored["results"]["scene"]
+
+
+def _no_row(scored):
+    scored["results"]["scene"].pop()
+
+
+def _row_twice(scored):
+    scored["results"]["scene"].append(scored["results"]["scene"][0])
+
+
+def _unknown_row(scored):
+    scored["results"]["scene"][0]["video_path"] = "another-0.mp4"
+
+
+def _nan(scored):
+    scored["results"]["scene"][0]["video_results"] = float("nan")
+
+
+def _no_frames(scored):
+    del scored["results"]["scene"][0]["frame_count"]
+
+
+def _other_clips(scored):
+    scored["clips_md5"] = "0" * 32
+
+
+def _unknown_static(scored):
+    scored["static"]["another-0.mp4"] = "another-3.mp4"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (None, r"clips-00006\.json: missing, while shards have scored other clips; make its shard again"),
+        (_no_dimension, r"clips-00006\.json: the scores of scene are missing; make its shard again"),
+        (_no_row, "scene is partial, 1 of 10 clips have no score"),
+        (_row_twice, "scene scores a clip twice"),
+        (_unknown_row, "scene scores 'another-0.mp4', which is not among the clips"),
+        (_nan, "scene is no result of VBench"),
+        (_no_frames, "a row of scene lacks what VBench takes the mean of"),
+        (_other_clips, r"clips-00006\.json: scores of other clips than are in clips-00006\.tar"),
+        (_unknown_static, "'another-3.mp4' is not among the clips"),
+    ],
+)
+def test_what_is_missing_or_spoiled_where_parts_meet_is_told(apart, scored_apart, spoil, told):
+    shutil.copytree(scored_apart, apart.work / "vbench/scored")
+    prompts = {clip.prompt_id: clip.file.partition(".")[0] for clip in ClipStore(apart.clips).clips}
+    (entry, _) = open_suite(configured(**TWO), apart.benchmark).selection.of("scene")
+    assert prompts[entry.prompt_id] == "clips-00006"
+    file = apart.work / "vbench/scored/clips-00006.json"
+    if spoil:
+        content = read_json(file)
+        spoil(content)
+        file.write_text(json.dumps(content))
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=told):
+        apart.run("/nowhere/python")
+    assert not (apart.clips / "scores.jsonl").exists() and not (apart.clips / "vbench").exists()
+
+
+@pytest.fixture(scope="module")
+def scored_apart(tmp_path_factory, made_apart, benchmark) -> Path:
+    """What shards say of the clips of `TWO`; read only."""
+    folder = tmp_path_factory.mktemp("scored")
+    environment = StandIn(folder / "environment")
+    scoring = Scoring(folder / "scoring", made_apart, benchmark, **TWO)
+    scoring.score_part(environment.python, 0, 1)
+    return scoring.part(0) / "vbench/scored"
+
+
+@pytest.mark.parametrize(
+    ("dimension", "rows", "mean"),
+    [
+        ("scene", [{"success_frame_count": 1, "frame_count": 16}, {"success_frame_count": 4, "frame_count": 4}], 0.25),
+        (
+            "background_consistency",
+            [{"video_sim": 3.0, "cnt_per_video": 6}, {"video_sim": 2, "cnt_per_video": 2}],
+            5 / 8,
+        ),
+        ("appearance_style", [{"frame_results": [0.0, 0.5, 1.0]}, {"frame_results": [0.5]}], 0.5),
+        ("spatial_relationship", [{"frame_results": [1, 0, 0]}, {"frame_results": [1]}], 0.5),
+        ("imaging_quality", [{"video_results": 60.0}, {"video_results": 70.0}], 0.65),
+        ("human_action", [{"video_results": True}, {"video_results": False}], 0.5),
+        ("motion_smoothness", [{"video_results": 1e16}, {"video_results": 1.0}, {"video_results": -1e16}], 1 / 3),
+    ],
+)
+def test_the_mean_is_over_what_vbench_pools(dimension, rows, mean):
+    assert pooled(dimension, rows, "here") == mean == pooled(dimension, rows[::-1], "here")
 
 
 # ---- scores from elsewhere
@@ -371,17 +579,22 @@ import json, sys
 from pathlib import Path
 from dualipo.config import parse_config
 from dualipo.evaluation.suites import open_suite
+from dualipo.media.store import ClipStore
 
-section, benchmark, clips, work = sys.argv[1:]
+section, benchmark, clips, work, tars = sys.argv[1:]
 suite = open_suite(parse_config({"evaluate": json.loads(section)}), Path(benchmark))
-print(json.dumps(suite.score(Path(clips), Path(work))))
+if tars:
+    own = [clip for clip in ClipStore(clips).clips if clip.file.partition("/")[0] in tars]
+    suite.score_part(ClipStore(clips, own), Path(work))
+else:
+    suite.score(Path(clips), Path(work))
 """
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_scoring_goes_on_and_leaves_no_child(few, vbench, repository, blow):
-    section = {**SECTION, "vbench_python": vbench.python, "vbench_dimensions": FEW}
-    arguments = [sys.executable, "-c", SCORE, json.dumps(section), few.benchmark, few.clips, few.work]
+def killed(vbench: StandIn, repository: Path, scoring: Scoring, work: Path, blow: int, tars: str = "") -> None:
+    """Scores all clips, or those of `tars` as a shard does, in a process that gets `blow` amid color."""
+    section = {**SECTION, **scoring.changes, "vbench_python": vbench.python}
+    arguments = [sys.executable, "-c", SCORE, json.dumps(section), scoring.benchmark, scoring.clips, work, tars]
     vbench.control(sleep={"color": 600})
     with subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": str(repository)}) as process:
         while "color" not in _calls(vbench):
@@ -390,9 +603,14 @@ def test_a_killed_scoring_goes_on_and_leaves_no_child(few, vbench, repository, b
         process.send_signal(blow)
     while _running(vbench.python):  # it sees that nobody waits for it
         time.sleep(0.1)
+    vbench.control()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_scoring_goes_on_and_leaves_no_child(few, vbench, repository, blow):
+    killed(vbench, repository, few, few.work, blow)
     assert vbench.calls() == ["static_filter", *FEW[:3]]
     assert not (few.clips / "scores.jsonl").exists()
-    vbench.control()
     assert few.run(vbench.python)["vbench"]["scored"] == dict(zip(FEW, [5, 5, 4, 5], strict=True))
     assert vbench.calls() == ["color", "scene"]
 
@@ -429,7 +647,9 @@ def inputs(generator_folder, benchmark, course) -> dict[str, Path]:
 def unbroken(tmp_path_factory, standin, inputs):
     """The folder and the outcome of a recorded run of all 16 dimensions."""
     root = tmp_path_factory.mktemp("unbroken")
-    return root, execute(GRAPH["evaluate"], configured(standin.python), root, "1", inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualipo.generator.sampling.SHARD_PROMPTS", 4)
+        return root, execute(GRAPH["evaluate"], configured(standin.python), root, "1", inputs)
 
 
 def test_scores_are_bound_to_the_generator_and_the_clips(unbroken, inputs):
@@ -460,18 +680,69 @@ def test_a_finished_evaluation_is_not_made_again_for_another_interpreter(unbroke
     assert execute(GRAPH["evaluate"], configured("/another/python"), root, "1", inputs).skipped
 
 
-def test_shards_sample_what_one_process_does(unbroken, standin, inputs, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, unbroken, standin, inputs) -> list[Path]:
+    """What two shards hand on: 4 + 3 and 4 of the 11 prompts."""
+    folder, parts = tmp_path_factory.mktemp("parts"), []
+    loaded: list[weakref.ref] = []
+
+    def load(checkpoint: Path) -> Generator:
+        generator = load_generator(checkpoint)
+        loaded.append(weakref.ref(generator))
+        return generator
+
+    def score(suite: VBench, *arguments: object) -> None:
+        gc.collect()
+        assert loaded and loaded.pop()() is None, "the generator leaves its memory to VBench"
+        score_part(suite, *arguments)
+
+    score_part = VBench.score_part
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualipo.generator.sampling.SHARD_PROMPTS", 4)
+        patch.setattr("dualipo.generator.sampling.load_generator", load)
+        patch.setattr(VBench, "score_part", score)
+        for number in range(2):
+            parts.append(folder / f"part-{number}")
+            at = folder / f"root-{number}"
+            standin.calls()
+            execute_shard(GRAPH["evaluate"], configured(standin.python), Shard(number, 2), parts[-1], at, "1", inputs)
+            (folder / f"calls-{number}").write_text("\n".join(standin.calls()))
+    return parts
+
+
+def test_shards_put_together_equal_one_process(unbroken, parts, inputs, tmp_path, monkeypatch):
+    begun = [(part.parent / f"calls-{number}").read_text().split() for number, part in enumerate(parts)]
+    # each prompt's clips are scored where they were sampled, all of them once, with no dimension begun for nothing.
+    assert sorted(itertools.chain(*begun)) == sorted(["static_filter", *DIMENSIONS]) and all(begun)
+    for part in parts:
+        assert {path.name for path in (part / "vbench").iterdir()} == {"scored"}, "clips are handed on once"
     monkeypatch.setattr("dualipo.generator.sampling.SHARD_PROMPTS", 4)
-    config, parts = configured(standin.python), [tmp_path / "part-0", tmp_path / "part-1"]
-    for number, part in enumerate(parts):
-        execute_shard(GRAPH["evaluate"], config, Shard(number, 2), part, tmp_path / f"{number}", "1", inputs)
     monkeypatch.setattr("dualipo.generator.sampling.load_generator", lambda folder: pytest.fail("sampled again"))
-    results = unbroken[1].outputs["benchmark_clips"] / "vbench"
-    outcome = execute(
-        GRAPH["evaluate"], config, tmp_path / "whole", "1", inputs, track=False, parts=parts, given=results
-    )
-    scores, whole = read_json(outcome.outputs["scores"]), read_json(unbroken[1].outputs["scores"])
-    assert scores["total"] == whole["total"] and scores["vbench"]["clips_md5"] == whole["vbench"]["clips_md5"]
+    config = configured("/nowhere/python")  # what puts parts together needs no VBench
+    whole = unbroken[1]
+    outcome = execute(GRAPH["evaluate"], config, tmp_path, "1", inputs, track=False, parts=parts)
+    assert outcome.fingerprint == whole.fingerprint and outcome.digests == whole.digests
+    assert outcome.summary.metrics == whole.summary.metrics
+
+
+def test_results_from_elsewhere_come_before_those_of_shards(unbroken, parts, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("dualipo.generator.sampling.SHARD_PROMPTS", 4)
+    results = tmp_path / "results"
+    results.mkdir()
+    shutil.copy(unbroken[1].outputs["benchmark_clips"] / "vbench/scene_eval_results.json", results)
+    config = configured("/nowhere/python")
+    outcome = execute(GRAPH["evaluate"], config, tmp_path, "1", inputs, track=False, parts=parts, given=results)
+    scores = read_json(outcome.outputs["scores"])
+    assert scores["vbench"].pop("imported") == ["scene"]
+    whole = read_json(unbroken[1].outputs["scores"])
+    assert whole["vbench"].pop("imported") == [] and scores == whole
+
+
+def test_a_shard_without_the_right_vbench_samples_nothing(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("dualipo.generator.sampling.load_generator", lambda folder: pytest.fail("sampled"))
+    config = configured(StandIn(tmp_path / "other", "0.1.4").python)
+    with pytest.raises(UserError, match=r"vbench is 0\.1\.4 in"):
+        execute_shard(GRAPH["evaluate"], config, Shard(0, 2), tmp_path / "part", tmp_path, "1", inputs)
 
 
 def test_the_command_imports_and_refuses_an_archive_of_a_subset(unbroken, inputs, tmp_path):

@@ -47,14 +47,14 @@ class StandIn:
         return lines
 
 
-def write_clips(folder: Path, selection: Selection, seed: int = 0) -> Path:
+def write_clips(folder: Path, selection: Selection, seed: int = 0, per_tar: int = SHARD_PROMPTS) -> Path:
     """A clip folder as `evaluate` samples it, of tiny noise."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     rows = []
-    for start in range(0, len(selection.prompts), SHARD_PROMPTS):
-        shard, members = f"clips-{start:05d}.tar", []
-        for prompt in selection.prompts[start : start + SHARD_PROMPTS]:
+    for start in range(0, len(selection.prompts), per_tar):
+        shard, members = f"clips-{start // per_tar:05d}.tar", []
+        for prompt in selection.prompts[start : start + per_tar]:
             for k in range(selection.samples(prompt.id)):
                 members.append((f"{prompt.id}-{k}.mp4", rng.integers(256, size=(2, 16, 16, 3), dtype=np.uint8)))
                 file = f"{shard}/{prompt.id}-{k}.mp4"

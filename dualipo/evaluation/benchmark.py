@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ from dualipo.config import Config
 from dualipo.evaluation.appearance import by_prompt
 from dualipo.evaluation.suites import Suite, open_suite
 from dualipo.generator.guidance import UNGUIDED, Steering
-from dualipo.generator.sampling import pack_clips, sampling_chunks
+from dualipo.generator.sampling import SHARDS, pack_clips, sampling_chunks
+from dualipo.media.store import ClipStore
+from dualipo.records import Clip
 from dualipo.resume import Chunks
 from dualipo.steps import derive_seed
 
@@ -34,8 +38,14 @@ def run_benchmark(
 def benchmark_chunks(
     config: Config, checkpoint: Path, benchmark: Path, work: Path, steering: Steering = UNGUIDED
 ) -> Chunks:
-    """The sampling of the benchmark's clips."""
-    return _chunks(config, open_suite(config, benchmark), checkpoint, work, steering)
+    """The sampling of the benchmark's clips; a shard also scores its own, where the suite can."""
+    suite = open_suite(config, benchmark)
+
+    def score(rows: list[dict[str, Any]]) -> None:
+        suite.score_part(ClipStore(work / SHARDS, map(Clip.model_validate, rows)), work)
+
+    sampling = _chunks(config, suite, checkpoint, work, steering)
+    return replace(sampling, before=partial(suite.prepare, work), after=score)
 
 
 def _chunks(config: Config, suite: Suite, checkpoint: Path, work: Path, steering: Steering) -> Chunks:

@@ -41,6 +41,9 @@ class Suite(ABC):
         `work` is the step's scratch folder.
         """
 
+    def score_part(self, clips: ClipStore, work: Path) -> None:  # noqa: B027 (most suites score where all clips are)
+        """Called by a shard with the clips that it sampled: leaves in `work` what `score` then need not compute."""
+
     @abstractmethod
     def score(self, clips: Path, work: Path) -> dict[str, Any]:
         """Scores the clip folder `clips`, writes `CLIP_SCORES` into it, and returns the contents of scores.json:

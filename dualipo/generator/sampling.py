@@ -15,6 +15,8 @@ from dualipo.records import Clip, Prompt
 from dualipo.resume import Chunks
 
 SHARD_PROMPTS = 16
+SHARDS = "shards"
+"""Folder of the tars in the scratch folder."""
 
 
 class Sampling(Protocol):
@@ -45,7 +47,7 @@ def sampling_chunks(
     steering: Steering = UNGUIDED,
 ) -> Chunks[tuple[Prompt, Sequence[int]]]:
     """The sampling, a tar shard in `work`/shards for each chunk; loads the generator for the first chunk missing."""
-    shards = work / "shards"
+    shards = work / SHARDS
 
     @functools.cache
     def load() -> tuple[Generator, Guide | None]:
@@ -82,7 +84,7 @@ def sampling_chunks(
 def pack_clips(chunks: Chunks, out: Path) -> None:
     """The clip folder of a sampling; samples what is missing."""
     chunks.make(range(len(chunks)))
-    shards = chunks.work / "shards"
+    shards = chunks.work / SHARDS
     # A process killed while it wrote a shard leaves its temporary file behind.
     for leftover in shards.glob(f".*{PARTIAL}"):
         remove(leftover)

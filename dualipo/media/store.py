@@ -34,9 +34,10 @@ def pack_shard(path: str | Path, clips: Iterable[tuple[str, np.ndarray]], fps: f
 class ClipStore:
     """Reads the clips of a folder by id. Shards are indexed once; clips are decoded when asked for."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, clips: Iterable[Clip] | None = None):
+        """`clips` stand for the manifest of a folder that is still being made."""
         self.folder = Path(folder)
-        self.clips: list[Clip] = read_rows(self.folder / MANIFEST, Clip)
+        self.clips: list[Clip] = read_rows(self.folder / MANIFEST, Clip) if clips is None else list(clips)
         self._by_id = {clip.id: clip for clip in self.clips}
         if len(self._by_id) != len(self.clips):
             raise UserError(f"{self.folder / MANIFEST}: two clips share an id; ids must differ")

@@ -60,7 +60,8 @@ class Step:
     trains: bool = False
     """Trains a model, on several processes or machines where its parameters ask for them."""
     shards: Literal["no", "some", "all"] = "no"
-    """Whether some or all of its work on a GPU is a loop of chunks that other processes may make: steps/sharding.py."""
+    """Whether some or all of its work on a GPU can be done by shards, its loop of chunks first of all:
+    steps/sharding.py."""
     steered: bool = False
     """Its function takes the port `course` too."""
 
@@ -332,7 +333,7 @@ _STEPS = [
             "benchmark_clips": _round("benchmark_clips", "clips"),
         },
         gpu=True,
-        shards="some",
+        shards="all",
     ),
     Step(
         "promote_generator",

@@ -29,7 +29,7 @@ def evaluate(
 
 
 def chunks(config: Config, job: Job, *, candidate: Path, benchmark: Path) -> Chunks:
-    """The sampling of the benchmark's clips."""
+    """The sampling of the benchmark's clips, which shards also score where the suite is VBench."""
     from dualipo.evaluation.benchmark import benchmark_chunks
     from dualipo.generator.guidance import Steering
 

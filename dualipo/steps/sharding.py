@@ -2,8 +2,9 @@
 
 A step whose long loop is cut into chunks (`Step.shards`) keeps each finished chunk in its scratch folder, so that it
 can go on after a kill. A shard is a process that makes some of those chunks; what it hands on, its part, is a scratch
-folder with these. The step finds the parts' chunks in its own scratch folder as if it had made them before a kill,
-computes what is left, and writes its outputs: the very bytes that one process makes.
+folder with these, and with what it made of them where its loop says so (`Chunks.after`). The step finds the parts'
+chunks in its own scratch folder as if it had made them before a kill, computes what is left, and writes its outputs:
+the very bytes that one process makes.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def start(
 
 
 def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, **others: Path) -> Chunks:
-    """The sampling of the benchmark's clips."""
+    """The sampling of the benchmark's clips, which shards also score where the suite is VBench."""
     from dualipo.evaluation.benchmark import benchmark_chunks
 
     return benchmark_chunks(config, base_generator, benchmark, job.work)

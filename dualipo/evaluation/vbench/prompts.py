@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from dualipo.errors import UserError
 from dualipo.evaluation.vbench.aggregate import DIMENSIONS
-from dualipo.records import Prompt
+from dualipo.records import Clip, Prompt
 
 SAMPLES = 5
 """Clips of each prompt that VBench looks at."""
@@ -93,6 +93,15 @@ class Selection:
     def clips(self) -> int:
         """How many are sampled."""
         return sum(self.samples(prompt.id) for prompt in self.prompts)
+
+    def of_clips(self, clips: Iterable[Clip]) -> Selection:
+        """What is measured of these clips alone."""
+        ids = {clip.prompt_id for clip in clips}
+        entries = tuple(entry for entry in self.entries if entry.prompt_id in ids)
+        asked = {name for entry in entries for name in entry.dimensions}
+        dimensions = tuple(name for name in self.dimensions if name in asked)
+        prompts = tuple(prompt for prompt in self.prompts if prompt.id in ids)
+        return replace(self, entries=entries, dimensions=dimensions, prompts=prompts)
 
     def of(self, dimension: str) -> list[Entry]:
         return [entry for entry in self.entries if dimension in entry.dimensions]

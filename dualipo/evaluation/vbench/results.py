@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ _MAY_SKIP = ("color",)
 """Dimensions in which VBench leaves out clips itself: those where it sees no such object of any colour."""
 _TOLERANCE = 0.01
 """Between VBench's own mean, which weighs frames here and clips there, and the mean over clips."""
+_AGAIN = "score the dimension again"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measured:
 
     dimension: str
     value: float
-    """VBench's own mean."""
+    """The mean: VBench's own of scores that were imported, else that of `pooled`."""
     clips: dict[str, float]
     """By file name; clips that VBench left out are missing."""
     raw: Any
@@ -40,43 +41,80 @@ class Measured:
 def check(dimension: str, content: Any, expected: Iterable[str], where: str) -> Measured:
     """`content` is [mean, one row a clip], as VBench writes them.
 
-    Raises UserError where it has another shape, a number is NaN, a clip of `expected` was not scored or an unknown one
-    was, or the mean does not follow from the clips.
+    Raises UserError as `check_rows`, and where the mean does not follow from the clips.
     """
-    again = "score the dimension again"
     try:
         value, rows = content
+        value = _number(value)
+    except (TypeError, ValueError):
+        raise _no_result(dimension, where) from None
+    scores = check_rows(dimension, rows, expected, where)
+    scale = 100.0 if dimension in _PERCENT else 1.0
+    mean = math.fsum(scores.values()) / len(scores) / scale
+    if abs(mean - value) > _TOLERANCE:
+        raise UserError(
+            f"{where}: {dimension} is {value:.4f}, but its clips' mean is {mean:.4f}; it is no result of the VBench "
+            f"that is read here; {_AGAIN}"
+        )
+    clips = {name: 100 * score / scale for name, score in scores.items()}
+    raw = [value, [{**row, "video_path": name} for row, name in zip(rows, scores, strict=True)]]
+    return Measured(dimension, 100 * value, clips, raw)
+
+
+def check_rows(dimension: str, rows: Any, expected: Iterable[str], where: str) -> dict[str, float]:
+    """VBench's score of each clip by its file name, in the order of `rows`.
+
+    Raises UserError where they have another shape, a number is NaN, or a clip of `expected` was not scored, one was
+    scored twice, or an unknown one was.
+    """
+    try:
         names = [Path(row["video_path"]).name for row in rows]
         scores = [_number(row["video_results"]) for row in rows]
-        value = _number(value)
     except (TypeError, ValueError, KeyError):
-        raise UserError(
-            f"{where}: {dimension} is no result of VBench, [mean, [{{video_path, video_results}}, ...]] in finite "
-            f"numbers; {again}"
-        ) from None
+        raise _no_result(dimension, where) from None
     wanted = set(expected)
     if unknown := sorted(set(names) - wanted):
-        raise UserError(f"{where}: {dimension} scores {unknown[0]!r}, which is not among the clips; {again}")
+        raise UserError(f"{where}: {dimension} scores {unknown[0]!r}, which is not among the clips; {_AGAIN}")
     if len(set(names)) != len(names):
-        raise UserError(f"{where}: {dimension} scores a clip twice; {again}")
+        raise UserError(f"{where}: {dimension} scores a clip twice; {_AGAIN}")
     missing = sorted(wanted - set(names))
     if missing and dimension not in _MAY_SKIP:
         raise UserError(
             f"{where}: {dimension} is partial, {len(missing)} of {len(wanted)} clips have no score, {missing[0]!r} "
-            f"among them; {again}"
+            f"among them; {_AGAIN}"
         )
     if not names:
-        raise UserError(f"{where}: {dimension} has no scored clip; {again}")
-    scale = 100.0 if dimension in _PERCENT else 1.0
-    mean = math.fsum(scores) / len(scores) / scale
-    if abs(mean - value) > _TOLERANCE:
-        raise UserError(
-            f"{where}: {dimension} is {value:.4f}, but its clips' mean is {mean:.4f}; it is no result of the VBench "
-            f"that is read here; {again}"
-        )
-    clips = {name: 100 * score / scale for name, score in zip(names, scores, strict=True)}
-    raw = [value, [{**row, "video_path": name} for row, name in zip(rows, names, strict=True)]]
-    return Measured(dimension, 100 * value, clips, raw)
+        raise UserError(f"{where}: {dimension} has no scored clip; {_AGAIN}")
+    return dict(zip(names, scores, strict=True))
+
+
+def _no_result(dimension: str, where: str) -> UserError:
+    return UserError(
+        f"{where}: {dimension} is no result of VBench, [mean, [{{video_path, video_results}}, ...]] in finite numbers; "
+        f"{_AGAIN}"
+    )
+
+
+def pooled(dimension: str, rows: Sequence[Mapping[str, Any]], where: str) -> float:
+    """The mean that VBench 0.1.5 takes in one process, over what `rows` score, as a fraction of 1.
+
+    It pools frames in seven dimensions and clips in nine. How many frames stands in the rows, but for subject
+    consistency, where clips of equal length give the same. Summed without rounding: neither the order of the rows nor
+    how many processes made them changes a bit. Raises UserError where a row lacks what is pooled.
+    """
+    try:
+        if dimension in ("object_class", "multiple_objects", "scene"):
+            parts = [(row["success_frame_count"], row["frame_count"]) for row in rows]
+        elif dimension == "background_consistency":
+            parts = [(row["video_sim"], row["cnt_per_video"]) for row in rows]
+        elif dimension in ("appearance_style", "spatial_relationship"):
+            parts = [(value, 1) for row in rows for value in row["frame_results"]]
+        else:
+            parts = [(row["video_results"], 1) for row in rows]
+        mean = math.fsum(value for value, _ in parts) / sum(count for _, count in parts)
+        return _number(mean / 100 if dimension in _PERCENT else mean)
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+        raise UserError(f"{where}: a row of {dimension} lacks what VBench takes the mean of; {_AGAIN}") from None
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -3,15 +3,18 @@
 This file imports nothing of dualipo and runs on Python 3.8 and later. VBench's own command line exits with 0 where it
 failed; this one exits with 1 then, and with 2 where the environment is not the one that was asked for.
 
-  runner.py --version 0.1.5 --dimension color --clips FOLDER --info FILE.json --out FOLDER
+  runner.py --version 0.1.5 --dimension color --clips FOLDER --info FILE.json --out FOLDER [--part]
   runner.py --version 0.1.5 --static-filter --clips FOLDER --out FOLDER
   runner.py --version 0.1.5
 
 The first writes OUT/<dimension>_eval_results.json; the second copies the clips without movement to OUT/filtered_videos
-and names them in OUT/filtered_static_video.json; the third only looks at the environment.
+and names them in OUT/filtered_static_video.json; the third only looks at the environment. With --part the clips are
+some of those that are scored in all, and none of them needs to show an object of any colour: the result is [null, []]
+then, where VBench divides by the number of those that do.
 """
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -29,6 +32,7 @@ def main():
     parser.add_argument("--clips")
     parser.add_argument("--info")
     parser.add_argument("--out")
+    parser.add_argument("--part", action="store_true")
     options = parser.parse_args()
     # The folder of this file comes first otherwise, and names in it would hide VBench's.
     here = os.path.dirname(os.path.abspath(__file__))
@@ -52,8 +56,23 @@ def _evaluate(options):
     from vbench import VBench
 
     bench = VBench(_device(), options.info, options.out)
-    bench.evaluate(videos_path=options.clips, name=options.dimension, dimension_list=[options.dimension])
-    return os.path.join(options.out, options.dimension + "_eval_results.json")
+    written = os.path.join(options.out, options.dimension + "_eval_results.json")
+    try:
+        bench.evaluate(videos_path=options.clips, name=options.dimension, dimension_list=[options.dimension])
+    except ZeroDivisionError as error:
+        if not (options.part and _left_out_every_clip(error)):
+            raise
+        with open(written, "w") as file:
+            json.dump({options.dimension: [None, []]}, file)
+    return written
+
+
+def _left_out_every_clip(error):
+    """Whether this is VBench's division, in color.py, by the number of clips that it did not leave out."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_name == "color" and trace.tb_frame.f_locals.get("video_count") == 0
 
 
 def _static_filter(options):

@@ -1,7 +1,8 @@
 """A stand-in for the package `vbench` 0.1.5: its entry, names, warnings and result files, with scores out of thin air.
 
 What it measures is a number made from the clip's bytes. `control.json` beside the package says what goes wrong:
-{"fail": [dimensions], "drop": {dimension: how many clips}, "empty": [dimensions], "sleep": {dimension: seconds}}.
+{"fail": [dimensions], "drop": {dimension: how many clips}, "empty": [dimensions], "sleep": {dimension: seconds},
+"colourless": [prompts that show no object of any colour], "moving": [prompts without a static clip], "all_move": true}.
 `calls.txt` there gets a line for each dimension begun.
 """
 
@@ -49,20 +50,51 @@ class VBench:
         Path(output).write_text(json.dumps(results, indent=4), encoding="utf-8")
 
 
+FRAMES = 16
+"""That VBench looks at in each clip where it judges frames."""
+
+
 def compute(dimension, entries, control):
     clips = [path for entry in entries if dimension in entry["dimension"] for path in entry["video_list"]]
     if dimension in control.get("empty", ()):
         clips = []
     clips = clips[control.get("drop", {}).get(dimension, 0) :]
+    if dimension == "color":
+        return color(clips, control)
+    rows = [{"video_path": clip, **score(dimension, clip)} for clip in clips]
+    return [mean(dimension, rows) if rows else float("nan"), rows]
+
+
+def score(dimension, clip):
+    value = number(clip)
+    if dimension in ("object_class", "multiple_objects", "scene"):
+        good = int(value * FRAMES)
+        return {"video_results": good / FRAMES, "success_frame_count": good, "frame_count": FRAMES}
+    if dimension in ("appearance_style", "spatial_relationship"):
+        frames = [value * k / FRAMES for k in range(FRAMES)]
+        return {"video_results": sum(frames) / FRAMES, "frame_results": frames}
+    if dimension == "background_consistency":
+        return {"video_results": value, "video_sim": value * (FRAMES - 1), "cnt_per_video": FRAMES - 1}
+    if dimension in ("dynamic_degree", "human_action"):
+        return {"video_results": clip.endswith(("-0.mp4", "-2.mp4"))}
+    return {"video_results": value * 100 if dimension == "imaging_quality" else value}
+
+
+def mean(dimension, rows):
+    if dimension in ("object_class", "multiple_objects", "scene"):
+        return sum(row["success_frame_count"] for row in rows) / sum(row["frame_count"] for row in rows)
+    found = sum(row["video_results"] for row in rows) / len(rows)
+    return found / 100 if dimension == "imaging_quality" else found
+
+
+def color(clips, control):
+    success_frame_count_all, video_count = 0, 0
     rows = []
     for clip in clips:
-        score = number(clip)
-        if dimension == "color" and clip.endswith("-0.mp4"):
+        if clip.endswith("-0.mp4") or Path(clip).stem.rpartition("-")[0] in control.get("colourless", ()):
             continue  # no object of any colour was seen
-        if dimension == "imaging_quality":
-            score *= 100
-        elif dimension in ("dynamic_degree", "human_action"):
-            score = clip.endswith(("-0.mp4", "-2.mp4"))
-        rows.append({"video_path": clip, "video_results": score})
-    mean = sum(row["video_results"] for row in rows) / len(rows) if rows else float("nan")
-    return [mean / 100 if dimension == "imaging_quality" else mean, rows]
+        success_frame_count_all += number(clip)
+        video_count += 1
+        rows.append({"video_path": clip, "video_results": number(clip)})
+    success_rate = success_frame_count_all / video_count
+    return [success_rate, rows]

@@ -18,7 +18,8 @@ def static_filter(args):
     for path in sorted(glob.glob(os.path.join(args.videos_path, "*.mp4"))):
         prompt = re.sub(r"-\d+$", "", os.path.basename(path)[: -len(".mp4")])
         entry = found.setdefault(prompt, {"static_count": 0, "static_path": []})
-        moves = load_control().get("all_move") or number(path) < 1 / 3
+        control = load_control()
+        moves = control.get("all_move") or prompt in control.get("moving", ()) or number(path) < 1 / 3
         if not moves and entry["static_count"] < 5:
             entry["static_count"] += 1
             entry["static_path"].append(path)
