@@ -13,7 +13,9 @@ from dualipo.artifacts import digest
 from dualipo.config import load_config
 from dualipo.generator.base import load_generator
 from dualipo.generator.wan import Wan
+from dualipo.records import Prompt, read_rows
 from dualipo.world import train_wan
+from dualipo.world.benchmark import score_clip
 from dualipo.world.captions import random_captions
 from dualipo.world.cli import world
 from dualipo.world.scene import FRAMES, SIZE, render
@@ -96,3 +98,19 @@ def test_the_vae_learns_with_its_clamp_left_out_and_nothing_else(folder):
     with torch.no_grad():
         bare, clamped = train_wan._decode(vae, codes), vae.decode(codes).sample
     torch.testing.assert_close(bare.clamp(-1, 1), clamped)
+
+
+def test_the_shipped_one_follows_prompts_better_than_chance_and_imperfectly(repository):
+    """Chance is the same clips held against other prompts."""
+    prompts = read_rows(repository / "data/benchmark.jsonl", Prompt)[::2]
+    generator = load_generator(repository / "data/generator_wan")
+    texts, seeds = [prompt.text for prompt in prompts], list(range(len(prompts)))
+    clips = generator.generate(texts, seeds, steps=12, guidance=1.0, size=(FRAMES, SIZE, SIZE)).round().astype(np.uint8)
+
+    def follows(held_against: list[Prompt]) -> float:
+        found = [
+            score_clip(clip, prompt)["overall_consistency"] for clip, prompt in zip(clips, held_against, strict=True)
+        ]
+        return float(np.mean(found))
+
+    assert len(prompts) == 30 and follows(prompts[7:] + prompts[:7]) + 15 < follows(prompts) < 95

@@ -21,7 +21,7 @@ def _folder(command: click.Command) -> click.Command:
     return click.option("--seed", default=0, show_default=True)(option(command))
 
 
-FAMILIES = {"cogvideox": ("generator", (1300, 7000, 3000)), "wan": ("generator_wan", (2000, 2600, 1000))}
+FAMILIES = {"cogvideox": ("generator", (1300, 7000, 3000)), "wan": ("generator_wan", (2000, 5500, 1500))}
 """Folder inside the data folder, and steps of the VAE, of the transformer on clean clips and on clips as found."""
 
 

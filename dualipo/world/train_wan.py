@@ -37,8 +37,8 @@ def train_wan(
     folder: Path,
     seed: int = 0,
     vae_steps: int = 2000,
-    steps: int = 2600,
-    wild_steps: int = 1000,
+    steps: int = 5500,
+    wild_steps: int = 1500,
     batch_size: int = 32,
     vae: Path | None = None,
 ) -> None:
