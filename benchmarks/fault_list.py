@@ -100,8 +100,8 @@ def clips_overwritten(lab: Lab) -> Outcome:
 def critic_swapped_in_place(lab: Lab) -> Outcome:
     folder = lab.copy("critic_swapped_in_place")
     _replace_folder(folder / "runs/1/critic", lab.out / "data/critic_reference")
-    ended = lab.run(folder, f"{ROUND}/promote_critic")
-    return _restored(lab, folder, ended, "promote_critic")
+    ended = lab.run(folder, f"{ROUND}/settle")
+    return _restored(lab, folder, ended, "settle")
 
 
 @fault("data", "the champion's weights with one bit flipped", "`dualipo verify`")

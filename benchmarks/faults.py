@@ -25,7 +25,7 @@ from fault_list import FAULTS, Fault
 from injecting import PARAMS, Lab, Outcome
 from measuring import REPOSITORY, RESULTS, table
 
-from dualipo.artifacts import write_json
+from dualipo.artifacts import read_json, write_json
 from dualipo.config import load_config
 from dualipo.runtime import threads
 
@@ -106,6 +106,9 @@ def _undamaged(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS), help="kinds of faults")
+    parser.add_argument(
+        "--again", nargs="+", choices=list(FAULTS), help="inject these alone; --result's last run has the rest"
+    )
     parser.add_argument("--seeds", type=int, default=20, help="undamaged rounds; 0 for none")
     parser.add_argument("--labels", type=Path, nargs="*", default=[], help="rounds' folders whose labels are resampled")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks/out/faults")
@@ -115,15 +118,19 @@ def main() -> None:
     begin = time.monotonic()
     lab = Lab(arguments.out, load_config(*PARAMS))
     lab.make(REPOSITORY / "data")
-    outcomes: dict[str, Outcome] = {}
+    last = read_json(arguments.result) if arguments.again else {"faults": {}, "seconds": 0.0}
+    outcomes = {name: Outcome(**found) for name, found in last["faults"].items()}
     for name, fault in FAULTS.items():
-        if fault.kind in arguments.only:
+        if name in arguments.again if arguments.again else fault.kind in arguments.only:
             started = time.monotonic()
             outcomes[name] = found = inject(lab, fault)
             state = "caught" if found.caught else "NOT CAUGHT"
             print(f"{state}: {name} ({time.monotonic() - started:.1f} s): {found.by}: {found.told}", file=sys.stderr)
-    undamaged = {"seeds": alarms(lab, arguments.seeds), "resampled": resampled(arguments.labels)}
-    seconds = time.monotonic() - begin
+    undamaged = last.get("undamaged") or {
+        "seeds": alarms(lab, arguments.seeds),
+        "resampled": resampled(arguments.labels),
+    }
+    seconds = last["seconds"] + time.monotonic() - begin
     arguments.page.write_text(page(outcomes, undamaged), encoding="utf-8")
     content = {name: outcome.__dict__ for name, outcome in outcomes.items()}
     write_json(
