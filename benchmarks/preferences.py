@@ -12,7 +12,6 @@ benchmarks/results/preferences.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from measuring import CAVEAT, RESULTS, table
 from tqdm import tqdm
 
-from dualipo.artifacts import write_json
+from dualipo.artifacts import read_json, write_json
 from dualipo.media.store import ClipStore
 from dualipo.records import Preference, Prompt, read_rows
 from dualipo.world.benchmark import score_clip
@@ -46,6 +45,7 @@ def looked_at(round_folder: Path) -> dict[str, Any]:
     for clip in ClipStore(round_folder / "candidates").clips:
         by_prompt.setdefault(clip.prompt_id, []).append(totals[clip.id])
     pairs = read_rows(round_folder / "preferences/pairs.jsonl", Preference)
+    critics = read_json(round_folder / "critic_decision.json")["evidence"]["agreement"]
     gains = [totals[pair.winner] - totals[pair.loser] for pair in pairs]
     own = [by_prompt[pair.prompt_id] for pair in pairs]
     return {
@@ -58,7 +58,8 @@ def looked_at(round_folder: Path) -> dict[str, Any]:
         "best": statistics.fmean(max(values) for values in own),
         "winner": statistics.fmean(totals[pair.winner] for pair in pairs),
         "spread": statistics.fmean(statistics.pstdev(values) for values in own),
-        "critic_reward": json.loads((round_folder / "preferences/summary.json").read_text())["critic_reward"],
+        "critic_reward": read_json(round_folder / "preferences/summary.json")["critic_reward"],
+        "critic_change": 100 * (critics["candidate"] - critics["incumbent"]),
     }
 
 
@@ -86,6 +87,9 @@ def main() -> None:
     write_json(arguments.result, {"about": CAVEAT, "margin": MARGIN, "runs": found})
     print(f"{CAVEAT} Means over {len(found)} runs; shares in percent, the rest in points of 100.\n")
     print(table(header, rows))
+    changes = [[run, *(f"{one['critic_change']:+.1f}" for one in rounds.values())] for run, rounds in found.items()]
+    print("\nWhat refining changed in the critic's agreement with people, points:\n")
+    print(table(["run", *(f"round {name}" for name in next(iter(found.values())))], changes))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def page(systems: list[dict[str, Any]], judged: dict[tuple[str, str], dict[str, 
                 table(header, rows),
                 "The critic's own systems, SRPO and certainty (Dual-IPO, eq. 2 to 5: `dualipo/critic/srpo.py`,"
                 " `certainty.py`), voting and the swap filter (`voting.py`), are compared with what they replace by"
-                " `dualipo study critic_updates` ([studies.md](studies.md)); [math.md](math.md) names their tests.",
+                " `dualipo study critic_parts` ([studies.md](studies.md)); [math.md](math.md) names their tests.",
             ]
         )
         + "\n"
