@@ -1,10 +1,11 @@
 """Writes docs/systems.md: every system of the papers with its code, equation, tests, and what a study measured of it.
 
     dualipo study systems
+    dualipo study scorers
     dualipo study flow --params params/small-world-wan.yaml
     python benchmarks/systems.py
 
-Reads benchmarks/systems.yaml and studies/{systems,flow}/results.json (`--studies` names another folder).
+Reads benchmarks/systems.yaml and the results of those studies; what was not run stands as not measured.
 """
 
 from __future__ import annotations
@@ -35,16 +36,14 @@ def page(systems: list[dict[str, Any]], judged: dict[tuple[str, str], dict[str, 
     rows = []
     for entry in systems:
         study, says = entry["claim"]
-        found = judged[study, says]
-        seeds = ", ".join(f"{value['mean']:+.1f}" for value in found["by_seed"].values())
+        found = judged.get((study, says))
         rows.append(
             [
                 entry["system"],
                 entry["equation"],
                 "<br>".join(_linked(place) for place in entry["code"]),
                 "<br>".join(_linked(place) for place in entry["tests"]),
-                f"{between(found['difference'], signed=True)} ({seeds})",
-                f"{'improves' if found['outcome'] == 'holds' else _worse(found)} ([study](studies/{study}.md))",
+                *(_measured(study, found) if found else ("", f"not measured yet (`dualipo study {study}`)")),
             ]
         )
     header = ["system", "equation", "code", "tests", "points over the base (by seed)", "on the small world"]
@@ -66,8 +65,10 @@ def page(systems: list[dict[str, Any]], judged: dict[tuple[str, str], dict[str, 
     )
 
 
-def _worse(claim: dict[str, Any]) -> str:
-    return "**gets worse**" if claim["outcome"] == "does not hold" else "cannot be told"
+def _measured(study: str, claim: dict[str, Any]) -> tuple[str, str]:
+    seeds = ", ".join(f"{value['mean']:+.1f}" for value in claim["by_seed"].values())
+    outcome = {"holds": "improves", "does not hold": "**gets worse**"}.get(claim["outcome"], claim["outcome"])
+    return f"{between(claim['difference'], signed=True)} ({seeds})", f"{outcome} ([study](studies/{study}.md))"
 
 
 def _linked(place: str) -> str:
