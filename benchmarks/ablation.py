@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from measuring import CAVEAT, REPOSITORY, RESULTS, between, finish, table
-from poisoning import Row, change_labels, turn
+from poisoning import change_labels, turn_all
 
 from dualipo.artifacts import digest, read_json, write_json
 from dualipo.config import Config, load_config
@@ -96,14 +96,8 @@ def poisoned(config: Config, folder: Path, data: Path, lenders: Sequence[Path]) 
         change_labels(labels, turn_all)
         write_json(note, {"labels": digest(labels).md5})
     steps = [step for step in GRAPH.values() if step.scope == "round"]
-    names = [step.name for step in steps]
-    for step in steps[names.index("label") + 1 :]:
+    for step in steps[steps.index(GRAPH["label"]) + 1 :]:
         print(execute(step, config, folder, ROUND, track=False, data=data, lenders=lenders), file=sys.stderr)
-
-
-def turn_all(ratings: list[Row], choices: list[Row]) -> None:
-    for row in [*ratings, *choices]:
-        turn(row)
 
 
 def read_arm(folder: Path) -> Arm:
@@ -154,12 +148,12 @@ def show(seeds: Sequence[int], arms: dict[str, list[Arm]], gains: dict[str, dict
     ]
     header = ["gates", "seed", "critic candidate: pairs", "ratings", "base", "candidate", "in use after the round"]
     changes = [[name, between(gain, signed=True)] for name, gain in gains.items()]
-    first = {name: [reason for arm in found for reason in arm.reasons][:4] for name, found in arms.items()}
+    reasons = [reason for arm in arms["on"] for reason in arm.reasons][:4]
     return [
         CAVEAT,
         "Agreement with people in percent, generators in points of 100:\n\n" + table(header, rows),
         "The generator in use less the base, paired by prompt, all seeds:\n\n" + table(["gates", "points"], changes),
-        "What the gates said:\n\n" + "\n".join(f"- {reason}" for reason in first["on"]),
+        "What the gates said:\n\n" + "\n".join(f"- {reason}" for reason in reasons),
     ]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from injecting import ROUND, Ended, Lab, Outcome, in_process, limit_files
-from poisoning import TURN, Row, change_labels, read_rows, rewrite, said_in_both, says, turn
+from poisoning import TURN, Row, change_labels, read_rows, rewrite, said_in_both, says, turn, turn_all
 
 from dualipo.artifacts import read_json, write_json, write_json_lines
 from dualipo.steps import GRAPH
@@ -297,10 +297,7 @@ def unseen(name: str, what: str, sees: str) -> Callable[[Callable[..., Any]], Ca
     return register
 
 
-@unseen("inverted_all", "ratings and choices both turned round, paths and votes too", "agreement: rating_drop")
-def _inverted_all(ratings: list[Row], choices: list[Row]) -> None:
-    for row in [*ratings, *choices]:
-        turn(row)
+unseen("inverted_all", "ratings and choices both turned round, paths and votes too", "agreement: rating_drop")(turn_all)
 
 
 @unseen("shuffled_ratings", "each clip gets another clip's ratings", "agreement: rating_drop")

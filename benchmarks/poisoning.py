@@ -44,6 +44,11 @@ def turn(row: Row) -> None:
             row[key] = re.sub(r"\w+$", lambda found: TURN[found[0]], row[key])
 
 
+def turn_all(ratings: list[Row], choices: list[Row]) -> None:
+    for row in [*ratings, *choices]:
+        turn(row)
+
+
 def ends_in(path: str, verdict: str) -> str:
     return re.sub(r"\w+$", verdict, path)
 

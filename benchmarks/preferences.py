@@ -27,27 +27,25 @@ from dualipo.world.benchmark import score_clip
 MARGIN = 5.0
 
 
-def true_totals(round_folder: Path) -> dict[str, float]:
-    """Total of every candidate of a round, by clip."""
+def true_totals(round_folder: Path) -> dict[str, dict[str, float]]:
+    """Total of every candidate of a round, by prompt and clip."""
     prompts = {prompt.id: prompt for prompt in read_rows(round_folder / "prompts.jsonl", Prompt)}
     store = ClipStore(round_folder / "candidates")
-    totals = {}
+    totals: dict[str, dict[str, float]] = {}
     for clip in tqdm(store.clips, desc=str(round_folder), leave=False):
         total = score_clip(store[clip.id], prompts[clip.prompt_id])["total"]
         assert total is not None
-        totals[clip.id] = total
+        totals.setdefault(clip.prompt_id, {})[clip.id] = total
     return totals
 
 
 def looked_at(round_folder: Path) -> dict[str, Any]:
     totals = true_totals(round_folder)
-    by_prompt: dict[str, list[float]] = {}
-    for clip in ClipStore(round_folder / "candidates").clips:
-        by_prompt.setdefault(clip.prompt_id, []).append(totals[clip.id])
     pairs = read_rows(round_folder / "preferences/pairs.jsonl", Preference)
     critics = read_json(round_folder / "critic_decision.json")["evidence"]["agreement"]
-    gains = [totals[pair.winner] - totals[pair.loser] for pair in pairs]
-    own = [by_prompt[pair.prompt_id] for pair in pairs]
+    winners = [totals[pair.prompt_id][pair.winner] for pair in pairs]
+    gains = [winner - totals[pair.prompt_id][pair.loser] for winner, pair in zip(winners, pairs, strict=True)]
+    own = [list(totals[pair.prompt_id].values()) for pair in pairs]
     return {
         "pairs": len(pairs),
         "right": statistics.fmean(gain > MARGIN for gain in gains),
@@ -56,7 +54,7 @@ def looked_at(round_folder: Path) -> dict[str, Any]:
         "gain": statistics.fmean(gains),
         "candidates": statistics.fmean(statistics.fmean(values) for values in own),
         "best": statistics.fmean(max(values) for values in own),
-        "winner": statistics.fmean(totals[pair.winner] for pair in pairs),
+        "winner": statistics.fmean(winners),
         "spread": statistics.fmean(statistics.pstdev(values) for values in own),
         "critic_reward": read_json(round_folder / "preferences/summary.json")["critic_reward"],
         "critic_change": 100 * (critics["candidate"] - critics["incumbent"]),

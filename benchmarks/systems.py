@@ -1,11 +1,9 @@
 """Writes docs/systems.md: every system of the papers with its code, equation, tests, and what a study measured of it.
 
-    dualipo study systems
-    dualipo study scorers
-    dualipo study flow --params params/small-world-wan.yaml
     python benchmarks/systems.py
 
-Reads benchmarks/systems.yaml and the results of those studies; what was not run stands as not measured.
+Reads benchmarks/systems.yaml and benchmarks/results/study-NAME.json, each the results.json of `dualipo study NAME`;
+what was not run stands as not measured.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measuring import CAVEAT, REPOSITORY, between, table
+from measuring import CAVEAT, REPOSITORY, RESULTS, between, table
 
 from dualipo.artifacts import atomic, read_json
 
@@ -23,13 +21,10 @@ SYSTEMS = REPOSITORY / "benchmarks/systems.yaml"
 PAGE = REPOSITORY / "docs/systems.md"
 
 
-def claims(studies: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Judged claims by study and sentence, of the studies that were run."""
-    return {
-        (file.parent.name, claim["says"]): claim
-        for file in sorted(studies.glob("*/results.json"))
-        for claim in read_json(file)["claims"]
-    }
+def claims(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Judged claims by study and sentence, of the studies whose results are kept."""
+    studies = [read_json(file) for file in sorted(results.glob("study-*.json"))]
+    return {(study["study"], claim["says"]): claim for study in studies for claim in study["claims"]}
 
 
 def page(systems: list[dict[str, Any]], judged: dict[tuple[str, str], dict[str, Any]]) -> str:
@@ -79,10 +74,10 @@ def _linked(place: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=Path, default=REPOSITORY / "studies")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    text = page(yaml.safe_load(SYSTEMS.read_text(encoding="utf-8")), claims(arguments.studies))
+    text = page(yaml.safe_load(SYSTEMS.read_text(encoding="utf-8")), claims(arguments.results))
     with atomic(arguments.page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

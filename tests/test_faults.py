@@ -20,11 +20,11 @@ from dualipo.steps import GRAPH
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from ablation import GATES_OFF, turn_all
+from ablation import GATES_OFF
 from fault_list import FAULTS, LABELS
 from faults import KINDS, page
 from injecting import Ended, Lab, Outcome, in_process
-from poisoning import Row, change_labels, says
+from poisoning import Row, change_labels, says, turn_all
 
 
 @pytest.fixture(scope="module")
