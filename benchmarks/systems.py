@@ -48,8 +48,8 @@ def page(systems: list[dict[str, Any]], judged: dict[tuple[str, str], dict[str, 
                 "# The papers' systems",
                 f"{CAVEAT} Each system is one round of alignment from the base, unless it says otherwise, over three"
                 " seeds; brackets are 95 percent bootstrap intervals over prompts, all seeds together, of candidate"
-                " less base. Written by `python benchmarks/systems.py` from the results of `dualipo study systems`"
-                " and `dualipo study flow --params params/small-world-wan.yaml`.",
+                " less base. Written by `python benchmarks/systems.py` from the results of `dualipo study systems` and"
+                " `scorers`, and of `flow` and `nrg` with `--params params/small-world-wan.yaml`.",
                 table(header, rows),
                 "The critic's own systems, SRPO and certainty (Dual-IPO, eq. 2 to 5: `dualipo/critic/srpo.py`,"
                 " `certainty.py`), voting and the swap filter (`voting.py`), are compared with what they replace by"

@@ -324,11 +324,14 @@ class LatentReward(Section):
     that Flow-NRG steers by, into the candidate's folder. Rectified-flow generators alone."""
     layers: PositiveInt = 1
     """The generator's first blocks that it is built on."""
-    learning_rate: Positive = 1e-3
+    pairs: Literal["all", "preferences"] = "all"
+    """What it compares: every two scored clips of a prompt, or the preference pairs alone. All need every candidate
+    encoded."""
+    learning_rate: Positive = 3e-4
     warmup_steps: int = Field(10, ge=0)
-    steps: PositiveInt = 100
+    steps: PositiveInt = 300
     batch_size: PositiveInt = 16
-    """Preference pairs a step."""
+    """Pairs a step."""
 
 
 class Weights(Section):

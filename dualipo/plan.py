@@ -243,6 +243,8 @@ class _Cost:
             steered = config.latent_reward
             passes += 2 * steered.batch_size * steered.steps * 3 * self.reward_pass / align.steps
         encoded = min(judged * align.steps, self._judged_clips) + real * align.steps
+        if config.latent_reward.train and config.latent_reward.pairs == "all":
+            encoded = self.clips + real * align.steps
         seconds["align"] = self.seconds(
             align.steps * passes * backbone.forward
             + encoded * backbone.vae_encode * backbone.pixels

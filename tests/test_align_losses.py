@@ -13,12 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dualipo.alignment import adapter
+from dualipo.alignment.dataset import Dataset
 from dualipo.alignment.trainer import REFERRED, Encoded, Trainer
 from dualipo.config import Align, Config, load_config
 from dualipo.errors import UserError
 from dualipo.generator.base import Generator, load_generator
 from dualipo.steps import Job
-from dualipo.steps.align import _encode, align
+from dualipo.steps.align import align, preferred_clips
 from dualipo.world.train_generator import TEXT_LENGTH, WIDTH
 
 torch.set_num_threads(1)
@@ -312,7 +313,8 @@ def test_the_step_hands_each_loss_its_clips(wan_folder, folders, tmp_path):
     model = load_generator(wan_folder)
 
     def encoded(loss: str) -> Encoded:
-        return _encode(model, loss, folders["full"], folders["candidates"], folders["real"], tmp_path)
+        dataset = Dataset(model, folders["candidates"], folders["real"], tmp_path)
+        return preferred_clips(dataset, loss, folders["full"])
 
     pairs, chosen, scored = (encoded(loss) for loss in ("flow_dpo", "sft", "rwr"))
     torch.testing.assert_close(pairs.latents[pairs.winners], chosen.latents[chosen.winners], rtol=1e-3, atol=1e-3)

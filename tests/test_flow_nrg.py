@@ -11,14 +11,14 @@ import torch
 from models import write_preferences
 from safetensors.torch import load_file
 
-from dualipo.alignment.reward import RewardTrainer, judgements, new_reward
+from dualipo.alignment.reward import RewardTrainer, clip_pairs, judgements, new_reward
 from dualipo.alignment.trainer import Encoded
 from dualipo.artifacts import digest
 from dualipo.config import Config, LatentReward, Training, parse_config
 from dualipo.errors import UserError
 from dualipo.generator.base import load_generator
 from dualipo.generator.latent_reward import bradley_terry_loss, load_latent_reward
-from dualipo.records import ClipScores, Preference, Prompt, write_rows
+from dualipo.records import ClipScores, Desirability, Preference, Prompt, write_rows
 from dualipo.steps import Job
 from dualipo.steps.align import align
 from dualipo.steps.evaluate import evaluate
@@ -63,6 +63,20 @@ def test_judgements_compare_each_dimension_of_a_pair():
     assert judgements(pairs, rows).tolist() == [[1, -1, 0], [0, 1, -1]]
     assert judgements([Preference(winner="a", loser="x", **pair)], rows).tolist() == [[0, 0, 0]]
     assert judgements([], []).shape == (0, 3)
+
+
+def test_every_two_scored_clips_of_a_prompt_are_compared_and_of_no_two():
+    scores = {"p": {"a": 0.2, "b": 0.9, "c": 0.2}, "q": {"d": 0.5, "e": 0.4}, "r": {"f": 1.0}}
+    rows = [
+        Desirability(clip=clip, prompt_id=prompt, prompt=f"a {prompt}", desirable=True, score=score)
+        for prompt, clips in scores.items()
+        for clip, score in clips.items()
+    ]
+    pairs = clip_pairs(rows)
+    assert [(p.winner, p.loser) for p in pairs] == [("b", "a"), ("a", "c"), ("b", "c"), ("d", "e")]
+    assert all(p.prompt == f"a {p.prompt_id}" and p.winner_score >= p.loser_score for p in pairs)
+    assert (pairs[0].winner_score, pairs[0].loser_score) == (0.9, 0.2)
+    assert clip_pairs([]) == []
 
 
 def reward_trainer(folder: Path, steps: int = 3, micro: int | None = None) -> RewardTrainer:
@@ -200,10 +214,42 @@ def test_without_a_pair_the_incumbents_reward_goes_on(candidate, folders, tmp_pa
 
 
 @pytest.mark.parametrize("loss", ["kto", "sft"])
-def test_losses_on_single_clips_train_the_reward_on_the_pairs_all_the_same(
-    candidate, folders, wan_folder, tmp_path, loss
-):
+def test_losses_on_single_clips_train_the_reward_on_the_same_pairs(candidate, folders, wan_folder, tmp_path, loss):
     aligned(folders, wan_folder, tmp_path, config=config_of(align={**ALIGN, "loss": loss}))
+    weights = "latent_reward/model.safetensors"
+    first, second = load_file(candidate / weights), load_file(tmp_path / "candidate" / weights)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("pairs", "compared", "clips"), [("all", 6, 6), ("preferences", 2, 4)])
+def test_the_reward_compares_all_scored_clips_or_the_preference_pairs(
+    folders, wan_folder, tmp_path, monkeypatch, pairs, compared, clips
+):
+    from dualipo.alignment import reward
+
+    made = []
+    new = reward.RewardTrainer.__init__
+    monkeypatch.setattr(reward.RewardTrainer, "__init__", lambda self, *args: made.append(args) or new(self, *args))
+    aligned(folders, wan_folder, tmp_path, config=config_of(latent_reward={**REWARD, "pairs": pairs}))
+    ((_, _, data, preferred, *_),) = made
+    assert preferred.shape == (compared, 3) and len(data.latents) == 2 + clips, "two real clips"
+    # of p0 and p1, the later clip is better on the first dimension and worse on the second: `folders`.
+    assert (preferred[:, 0] == -preferred[:, 1]).all() and not preferred[:, 2].any()
+    best = {int(row) for row, sign in zip(data.winners, preferred[:, 0], strict=True) if sign > 0}
+    assert len(best) == (2 if pairs == "all" else 1)
+
+
+def test_clips_that_do_not_differ_teach_no_reward(candidate, folders, wan_folder, tmp_path):
+    alike = [
+        ClipScores(clip=f"{p}-{k}", semantic=1, motion=None, faithfulness=0.5) for p in ("p0", "p1") for k in range(3)
+    ]
+    same = tmp_path / "same"
+    same.mkdir()
+    for name in ("pairs.jsonl", "desirability.jsonl"):
+        (same / name).write_bytes((folders["full"] / name).read_bytes())
+    write_rows(same / "dimensions.jsonl", alike)
+    aligned({**folders, "same": same}, candidate, tmp_path, "same")
     assert digest(tmp_path / "candidate/latent_reward") == digest(candidate / "latent_reward")
 
 

@@ -201,19 +201,22 @@ def test_alignment_by_hand(config):
 
 def test_a_latent_reward_by_hand(config):
     backbone = open_backbone("wan-1.3b")
-    plain, steered = (
+    reward = {"train": True, "layers": 3, "steps": 50, "batch_size": 8}
+    plain, steered, everything = (
         plan(with_values(config, **sections), backbone, CRITICS["qwen2-vl-7b"], GPUS["a100"], Setup())
         for sections in (
             {},
-            {
-                "latent_reward": {"train": True, "layers": 3, "steps": 50, "batch_size": 8},
-                "flow_nrg": {"evaluate": 1.0},
-            },
+            {"latent_reward": {**reward, "pairs": "preferences"}, "flow_nrg": {"evaluate": 1.0}},
+            {"latent_reward": reward},
         )
     )
     unit = 3 / 30 * backbone.forward / (0.4 * 312e12) / 3600
     benchmark = steered.hours["evaluate"] - plain.hours["evaluate"]
     assert steered.hours["align"] - plain.hours["align"] == pytest.approx(2 * 8 * 50 * 3 * unit, rel=1e-6)
+    count = config.prompts.count
+    more = count * config.generate.candidates - min(2 * count, 2 * config.align.batch_size * config.align.steps)
+    encoding = more * backbone.vae_encode * backbone.pixels / (0.4 * 312e12) / 3600
+    assert more > 0 and everything.hours["align"] - steered.hours["align"] == pytest.approx(encoding, rel=1e-6)
     clips = 944 * 5 + 75 * 20
     assert benchmark == pytest.approx(clips * config.evaluate.steps * 3 * unit, rel=1e-6)
     assert steered.hours["generate"] == plain.hours["generate"]

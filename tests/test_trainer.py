@@ -12,6 +12,7 @@ from models import rotary, write_preferences
 from safetensors.torch import load_file
 
 from dualipo.alignment import trainer as module
+from dualipo.alignment.dataset import Dataset
 from dualipo.alignment.trainer import Encoded, Trainer
 from dualipo.config import Align, Config
 from dualipo.errors import UserError
@@ -19,7 +20,7 @@ from dualipo.generator.base import Generator, load_generator
 from dualipo.media.video import encode_clip
 from dualipo.records import RealClip, write_rows
 from dualipo.steps import Job
-from dualipo.steps.align import _encode, align
+from dualipo.steps.align import align, preferred_clips
 from dualipo.world.train_generator import TEXT_LENGTH, WIDTH
 
 torch.set_num_threads(1)
@@ -358,14 +359,15 @@ def test_the_step_pairs_clips_with_their_texts(generator_folder, folders, tmp_pa
     def same(rows: torch.Tensor, expected: list[torch.Tensor]) -> None:
         torch.testing.assert_close(rows, torch.stack(expected), rtol=1e-3, atol=1e-3)
 
-    dpo = _encode(model, "dpo", folders["full"], folders["candidates"], folders["real"], tmp_path)
+    dataset = Dataset(model, folders["candidates"], folders["real"], tmp_path)
+    dpo = preferred_clips(dataset, "dpo", folders["full"])
     same(dpo.latents[dpo.winners], [latent(store[name]) for name in ("p0-2", "p1-1")])
     same(dpo.latents[dpo.losers], [latent(store[name]) for name in ("p0-0", "p1-2")])
     same(dpo.text[dpo.pair_text], list(model.encode_text(["a red circle", "a pillar"])))
     same(dpo.latents[dpo.real], [latent(decode_clip(folders["real"] / "clips" / f"{n}.mp4")) for n in ("u", "v")])
     same(dpo.text[dpo.real_text], list(model.encode_text(["a u", "a v"])))
     assert dpo.desirable is None and len(dpo.latents) == 6, "dropped clips are not encoded"
-    kto = _encode(model, "kto", folders["full"], folders["candidates"], folders["real"], tmp_path)
+    kto = preferred_clips(dataset, "kto", folders["full"])
     same(kto.latents[kto.winners], [latent(store[f"p{i}-{k}"]) for i in (0, 1) for k in range(3)])
     assert kto.losers is None and kto.desirable.tolist() == [True, False, True] * 2
 
@@ -419,4 +421,5 @@ def test_clips_of_a_size_that_the_generator_cannot_make_are_refused(generator_fo
     (real / "clips" / "wide.mp4").write_bytes(encode_clip(np.zeros((9, 32, 48, 3), np.uint8)))
     write_rows(real / "captions.jsonl", [RealClip(clip="clips/wide.mp4", prompt="a pillar")])
     with pytest.raises(UserError, match=r"^real/clips/wide.mp4: size \[9, 32, 48\]: this generator has learnt"):
-        _encode(load_generator(generator_folder), "dpo", folders["full"], folders["candidates"], real, tmp_path)
+        dataset = Dataset(load_generator(generator_folder), folders["candidates"], real, tmp_path)
+        preferred_clips(dataset, "dpo", folders["full"])

@@ -50,6 +50,9 @@ class Shards:
     def __len__(self) -> int:
         return len(self.places)
 
+    def __add__(self, more: Shards) -> Shards:
+        return Shards([*self.places, *more.places], self.device)
+
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.stack([self._slice(path)[row] for path, row in self._of(rows)]).to(self.device)
 

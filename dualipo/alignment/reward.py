@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 
 import torch
 
@@ -13,7 +14,7 @@ from dualipo.config import LatentReward as Section
 from dualipo.config import Training
 from dualipo.generator.base import Generator
 from dualipo.generator.latent_reward import LatentReward, judgement_losses
-from dualipo.records import ClipScores, Preference
+from dualipo.records import ClipScores, Desirability, Preference
 from dualipo.steps import derive_seed
 from dualipo.training.ranks import Part, merge, micro_batches, parts
 from dualipo.training.task import Recipe, Task
@@ -34,6 +35,23 @@ def new_reward(generator: Generator, section: Section, seed: int) -> LatentRewar
             raise UserError(f"latent_reward.{error}") from None
 
 
+def clip_pairs(scored: Sequence[Desirability]) -> list[Preference]:
+    """Every two scored clips of a prompt, the higher overall score first: (8 choose 2) a prompt where preferences hold
+    one, at no more judging."""
+    by_prompt: dict[str, list[Desirability]] = {}
+    for row in scored:
+        by_prompt.setdefault(row.prompt_id, []).append(row)
+
+    def pair(first: Desirability, second: Desirability) -> Preference:
+        high, low = (first, second) if first.score >= second.score else (second, first)
+        return Preference(
+            prompt_id=high.prompt_id, prompt=high.prompt, winner=high.clip, loser=low.clip,
+            winner_score=high.score, loser_score=low.score,
+        )  # fmt: skip
+
+    return [pair(*two) for rows in by_prompt.values() for two in combinations(rows, 2)]
+
+
 def judgements(pairs: Sequence[Preference], scores: Sequence[ClipScores]) -> torch.Tensor:
     """(pairs, dimensions): +1 where the winner's score on a dimension is higher, -1 where it is lower, 0 where the two
     are equal or one is unknown. A pair's winner is the better clip on the whole, not on each dimension."""
@@ -50,7 +68,7 @@ def judgements(pairs: Sequence[Preference], scores: Sequence[ClipScores]) -> tor
 class RewardTrainer(Task):
     """Bradley-Terry on preference pairs whose two clips are under the same noise and level.
 
-    `data` are pairs of winner and loser, `preferred` (pairs, 3) as `judgements` gives it. Each step draws from streams
+    `data` are pairs of two clips, `preferred` (pairs, 3) as `judgements` gives it. Each step draws from streams
     of its own, as alignment's do.
     """
 
