@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -269,10 +270,32 @@ class CheckCritic(Section):
     batch_size: PositiveInt = 64
 
 
+class Weights(Section):
+    """How much each dimension counts; only their ratios matter."""
+
+    semantic: NonNegative = 1.0
+    motion: NonNegative = 1.0
+    faithfulness: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _some_count(self) -> Weights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one of semantic, motion and faithfulness must be above 0")
+        return self
+
+    def of(self, dimensions: Iterable[str]) -> list[float]:
+        return [getattr(self, name) for name in dimensions]
+
+
 class Prefer(Section):
     scorer: Literal["critic", "videoreward"] = "critic"
     """Whose scores the preferences follow: the accepted critic's, or those of the experiment's own VideoReward
     (`train_reward.enabled`); generators are then promoted only if it agrees with people as a critic has to."""
+    paths: PositiveInt | None = None
+    """Reasoning paths that vote on a clip; null: `label.paths`. A score is a mean of votes: more paths tell more clips
+    apart."""
+    weights: Weights = Weights()
+    """How much each dimension counts in a clip's score, as the annotators' guideline has it."""
     confirm: bool = True
     """Keep a prompt's top-1 and bottom-1 only where the pairwise verdict, asked in both orders, does not contradict."""
     min_margin: NonNegative = 0.05
@@ -332,20 +355,6 @@ class LatentReward(Section):
     steps: PositiveInt = 300
     batch_size: PositiveInt = 16
     """Pairs a step."""
-
-
-class Weights(Section):
-    """How much each dimension counts; only their ratios matter."""
-
-    semantic: NonNegative = 1.0
-    motion: NonNegative = 1.0
-    faithfulness: NonNegative = 1.0
-
-    @model_validator(mode="after")
-    def _some_count(self) -> Weights:
-        if not any(self.model_dump().values()):
-            raise ValueError("at least one of semantic, motion and faithfulness must be above 0")
-        return self
 
 
 class FlowNrg(Section):

@@ -189,14 +189,16 @@ class _Cost:
         batches = questions * paths / rows
         return self.seconds(questions * critic.read(context)) + batches * label.max_new_tokens * max(compute, bound)
 
-    def preferring(self, rating: float) -> float:
+    def preferring(self) -> float:
         """Seconds of the critic's ratings and its confirmation, of a VideoReward's scores, or of both."""
         config, label = self.config, self.config.label
         scoring = self.seeing(self.clips) + self.seconds(self.clips * self.critic.read(self.context(1)))
         if config.prefer.scorer == "videoreward":
             return scoring
+        paths = config.prefer.paths or label.paths
+        rating = self.asking(3 * self.clips, 1, paths, label.batch_size)
         asked = 2 * config.prompts.count if config.prefer.confirm else 0
-        confirming = self.asking(asked, 2, label.paths, label.batch_size) if asked else 0.0
+        confirming = self.asking(asked, 2, paths, label.batch_size) if asked else 0.0
         return self.seeing(self.clips) + rating + confirming + (scoring if config.train_reward.enabled else 0.0)
 
     def hours(self) -> dict[str, float]:
@@ -222,7 +224,7 @@ class _Cost:
             "train_critic": 0.0,
             "check_critic": self.seeing(2 * self.setup.test_pairs)
             + self.asking(2 * self.setup.test_pairs, 2, check.paths, check.batch_size),
-            "prefer": self.preferring(rating),
+            "prefer": self.preferring(),
             "evaluate": self.sampling(
                 self.benchmark_clips,
                 self.benchmark_prompts,
@@ -308,7 +310,7 @@ class _Cost:
             "label": judging(2, config.label.batch_size, config.label.paths),
             "train_critic": learning if config.train_critic.algorithm != "none" else 0.0,
             "check_critic": judging(1, check.batch_size, check.paths),
-            "prefer": judging(1 + beside, config.label.batch_size, config.label.paths),
+            "prefer": judging(1 + beside, config.label.batch_size, config.prefer.paths or config.label.paths),
             "align": aligning,
             "evaluate": sampling(config.evaluate.batch_size, config.evaluate.guidance),
         }

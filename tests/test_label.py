@@ -49,7 +49,7 @@ class Scripted:
     """Answers each question with the verdicts that `script` gives it, one a path; paths tell which path they are."""
 
     def __init__(self, script: Callable[[Question], Verdicts], logprob: Callable[[Question, str], float] | None = None):
-        self.script, self.logprob = script, logprob
+        self.script, self.logprob, self.count = script, logprob, K
         self.asked: list[Question] = []
         self.seen: list[str] = []
 
@@ -59,7 +59,7 @@ class Scripted:
         return {name: name for name in clips}
 
     def paths(self, questions, features, count, temperature, max_new_tokens, seed):
-        assert (count, temperature, max_new_tokens) == (K, 0.8, 9)
+        assert (count, temperature, max_new_tokens) == (self.count, 0.8, 9)
         assert all(features[clip] == clip for question in questions for clip in question.clips)
         self.asked += questions
         return [
@@ -415,6 +415,22 @@ def test_each_dimensions_scores_are_written_where_a_reward_learns_from_them(run_
     assert found.keys() == EXPECTED.keys() and found["p0-0"] == pytest.approx((1, 1 / 2, 5 / 8))
     for clip, values in found.items():
         assert sum(values) / 3 == pytest.approx(EXPECTED[clip])
+
+
+def test_scores_weigh_the_dimensions_as_asked(run_prefer):
+    pairs, clips, *_ = run_prefer(Scripted(scored), weights={"semantic": 8, "motion": 1, "faithfulness": 0})
+    assert clips["p0-0"].score == pytest.approx((8 * 1 + 1 / 2) / 9)
+    assert clips["p0-3"].score == pytest.approx((1 / 2) / 9) and clips["p0-2"].score == 1
+    # Without faithfulness the last two of p0-1 and p0-2 are equal: the first one wins.
+    assert [(p.winner, p.loser) for p in pairs] == [("p0-1", "p0-3"), ("p1-1", "p1-2")]
+    assert not clips["p0-2"].desirable, "bad on a dimension that does not count is bad all the same"
+
+
+def test_more_paths_may_judge_preferences_than_labels(run_prefer):
+    judge = Scripted(lambda q: [word for word in scored(q) for _ in range(2)])
+    judge.count = 2 * K
+    _, clips, *_ = run_prefer(judge, paths=2 * K)
+    assert {name: row.score for name, row in clips.items()} == pytest.approx(EXPECTED)
 
 
 def test_clips_are_undesirable_where_any_dimension_is_bad(run_prefer):

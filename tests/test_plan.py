@@ -222,6 +222,14 @@ def test_a_latent_reward_by_hand(config):
     assert steered.hours["generate"] == plain.hours["generate"]
 
 
+def test_preferences_paths_are_priced_where_they_differ_from_labels(config):
+    label = config.label.paths
+    same, more = (priced(with_values(config, prefer={"paths": paths})) for paths in (label, 4 * label))
+    assert same.hours == priced(config).hours
+    grown = {step for step in same.hours if more.hours[step] > same.hours[step]}
+    assert grown == {"prefer"} and more.memory["prefer"] > same.memory["prefer"]
+
+
 def test_checking_the_critic_by_hand(config):
     """2,000 questions of two clips in batches of 8 with 5 paths: read once each, then 256 tokens bound by memory."""
     language, cache, context = 7_615_616_512, 2 * 2 * 28 * 4 * 128, 2 * 8 * 18 * 26 + 124

@@ -121,7 +121,7 @@ def contrary(monkeypatch):
     from dualipo.critic import scoring
 
     load = scoring.load_scorer
-    told = lambda folder, asked: Contrary() if Path(folder).name == "critic" else load(folder, asked)  # noqa: E731
+    told = lambda folder, *asked: Contrary() if Path(folder).name == "critic" else load(folder, *asked)  # noqa: E731
     monkeypatch.setattr(scoring, "load_scorer", told)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from models import flat_clip, noise_clip, write_clips
 
-from dualipo.config import Config, Prefer, TrainReward
+from dualipo.config import Config, Prefer, TrainReward, Weights
 from dualipo.critic.base import load_critic
 from dualipo.critic.questions import Answered, Question
 from dualipo.critic.scoring import Reward, Voting, load_scorer
@@ -456,9 +456,27 @@ def test_clip_files_are_decoded_when_asked(tmp_path):
 
 
 def test_the_folder_says_which_critic_scores(critic_folder, reward_folder):
-    label = Config().label
-    assert isinstance(load_scorer(critic_folder, label), Voting)
-    assert isinstance(load_scorer(reward_folder, label), Reward)
+    sections = Config().label, Config().prefer
+    assert isinstance(load_scorer(critic_folder, *sections), Voting)
+    assert isinstance(load_scorer(reward_folder, *sections), Reward)
+
+
+def test_a_videorewards_scores_weigh_the_dimensions_as_asked(reward_folder):
+    from dualipo.records import Clip
+
+    clips = [Clip(id=f"c{k}", prompt_id="p", prompt="a pillar", seed=k, file="none") for k in range(3)]
+    model = load_videoreward(reward_folder)
+    frames = {clip.id: flat_clip(k) for k, clip in enumerate(clips)}
+    known = model.settings.dimensions
+    weights = Weights(**{name: float(k) for k, name in enumerate(known, 1)})
+    for section in (Prefer(), Prefer(weights=weights)):
+        scorer = load_scorer(reward_folder, Config().label, section)
+        rated = scorer.rate(clips, scorer.see(frames), 0)
+        for clip in clips:
+            own = [rated[clip.id].dimensions[name] for name in known]
+            share = section.weights.of(known)
+            whole = sum(a * b for a, b in zip(own, share, strict=True)) / sum(share)
+            assert rated[clip.id].score == pytest.approx(NormalDist().cdf(whole), abs=1e-9)
 
 
 def test_preferences_follow_the_scores(reward_folder, tmp_path):

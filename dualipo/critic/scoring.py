@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dualipo.config import Label
+from dualipo.config import Label, Prefer, Weights
 from dualipo.errors import UserError
 from dualipo.records import DIMENSIONS, Clip
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dualipo.critic.asking import Asking
     from dualipo.critic.base import Critic
     from dualipo.critic.videoreward.model import VideoReward
+
+EQUAL = Weights()
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Scorer(ABC):
 
 
 class Voting(Scorer):
-    """A generative critic: a score is the mean over the dimensions of the expected rating under the paths' vote."""
+    """A generative critic: a score is the weighted mean over the dimensions of the expected rating under the paths'
+    vote."""
 
-    def __init__(self, critic: Critic, how: Asking):
-        self.critic, self.how = critic, how
+    def __init__(self, critic: Critic, how: Asking, weights: Weights = EQUAL):
+        self.critic, self.how, self.weights = critic, how, weights.of(DIMENSIONS)
 
     def see(self, clips: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.critic.see(clips)
@@ -69,7 +72,7 @@ class Voting(Scorer):
                 values = [expected_rating(vote.votes) for vote in own]
                 apart = dict(zip(DIMENSIONS, map(float, values), strict=True))
                 desirable = all(vote.verdict != "bad" for vote in own)
-                rated[clip.id] = Rated(float(np.mean(values)), desirable, apart)
+                rated[clip.id] = Rated(float(np.average(values, weights=self.weights)), desirable, apart)
         return rated
 
     def contradicts(self, pairs: Sequence[tuple[str, str, str]], seen: Any, seed: int) -> list[bool]:
@@ -84,11 +87,12 @@ class Voting(Scorer):
 
 
 class Reward(Scorer):
-    """A VideoReward. Our reading of a score in [0, 1]: the normal distribution's share below the overall score, which
-    keeps its order; a clip is undesirable where a dimension lies at or under the seed labels' threshold of bad."""
+    """A VideoReward. Our reading of a score in [0, 1]: the normal distribution's share below the weighted mean of the
+    dimensions' normalised scores, which keeps its order; a clip is undesirable where a dimension lies at or under the
+    seed labels' threshold of bad."""
 
-    def __init__(self, model: VideoReward, batch_size: int):
-        self.model, self.batch_size = model, batch_size
+    def __init__(self, model: VideoReward, batch_size: int, weights: Weights = EQUAL):
+        self.model, self.batch_size, self.weights = model, batch_size, weights
 
     def see(self, clips: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.model.see(clips)
@@ -98,12 +102,16 @@ class Reward(Scorer):
         calibration, dimensions = self.model.settings.calibration, self.model.settings.dimensions
         if calibration is None:
             raise UserError("this VideoReward has no thresholds; calibrate it with `dualipo reward train`")
+        weights = self.weights.of(dimensions)
+        if not any(weights):
+            raise UserError(f"prefer.weights: this VideoReward knows {', '.join(dimensions)}, which all count 0")
         rated = {}
         for clip in clips:
             own = scores[clip.prompt, clip.id]
             desirable = all(own[d] > calibration.cuts(d)[0] for d in dimensions)
             apart = {d: float(own[d]) for d in dimensions}
-            rated[clip.id] = Rated(0.5 * math.erfc(-own["overall"] / math.sqrt(2)), desirable, apart)
+            whole = float(np.average(list(apart.values()), weights=weights))
+            rated[clip.id] = Rated(0.5 * math.erfc(-whole / math.sqrt(2)), desirable, apart)
         return rated
 
     def observe(self, clips: Sequence[Clip], frames: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -117,8 +125,8 @@ class Reward(Scorer):
         return [False] * len(pairs)
 
 
-def load_scorer(folder: str | Path, asked: Label) -> Scorer:
-    """The critic in a folder, told by the `model_type` in its config.json.
+def load_scorer(folder: str | Path, asked: Label, section: Prefer) -> Scorer:
+    """The critic in a folder, told by the `model_type` in its config.json, asked as for labels.
 
     Raises UserError as `load_critic` and `load_videoreward` do.
     """
@@ -127,9 +135,9 @@ def load_scorer(folder: str | Path, asked: Label) -> Scorer:
     if is_videoreward(folder):
         from dualipo.critic.videoreward.model import load_videoreward
 
-        return Reward(load_videoreward(folder), asked.batch_size)
+        return Reward(load_videoreward(folder), asked.batch_size, section.weights)
     from dualipo.critic.asking import Asking
     from dualipo.critic.base import load_critic
 
-    how = Asking(asked.paths, asked.temperature, asked.max_new_tokens, asked.batch_size)
-    return Voting(load_critic(folder), how)
+    how = Asking(section.paths or asked.paths, asked.temperature, asked.max_new_tokens, asked.batch_size)
+    return Voting(load_critic(folder), how, section.weights)

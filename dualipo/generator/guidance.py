@@ -41,8 +41,8 @@ class Steering:
         """The guide of a generator loaded from `checkpoint`; None as `told`. Raises UserError as `RewardGuidance`."""
         if self.told(checkpoint) is None:
             return None
-        weights = [self.weights.model_dump()[name] for name in DIMENSIONS]
-        return RewardGuidance(generator, load_latent_reward(generator, checkpoint), weights, self.scale)
+        reward = load_latent_reward(generator, checkpoint)
+        return RewardGuidance(generator, reward, self.weights.of(DIMENSIONS), self.scale)
 
 
 UNGUIDED = Steering()

@@ -120,7 +120,7 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
             f"{reward}: no VideoReward here to score with; run `dualipo train_reward` with these parameters"
         )
     watching = has_reward and section.scorer == "critic"
-    load = functools.cache(lambda: load_scorer(critic if section.scorer == "critic" else reward, config.label))
+    load = functools.cache(lambda: load_scorer(critic if section.scorer == "critic" else reward, config.label, section))
     observer = functools.cache(lambda: Reward(load_videoreward(reward), config.label.batch_size))
 
     def chunk(index: int, groups: Sequence[list[Clip]]) -> list[dict[str, Any]]:
