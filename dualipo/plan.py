@@ -233,7 +233,7 @@ class _Cost:
         }
         if train.algorithm != "none":
             # two paths a pair, once more under the reference; two clips a question, the longer kind.
-            learned = 2 * train.batch_size * (1 + backward + 1)
+            learned: float = 2 * train.batch_size * (1 + backward + 1)
             learned += train.instruction_batch_size * (1 + backward) if train.instruction_weight else 0
             seen = 2 * (train.batch_size + train.instruction_batch_size) * train.steps
             seconds["train_critic"] = self.seconds(train.steps * learned * critic.read(answered[1])) + self.seeing(seen)

@@ -370,7 +370,7 @@ def settings_of(
         annotators=request["annotators"],
         golden_share=request["golden_share"] if request["golden"] else 0.0,
         reasons=request["reasons"],
-        dimensions=tuple(name for name in CHOICE_DIMENSIONS if name in dimensions),  # type: ignore[arg-type]
+        dimensions=tuple(name for name in CHOICE_DIMENSIONS if name in dimensions),
         guideline=read_guideline(guideline) if guideline else read_guideline(),
         study=study,
     )

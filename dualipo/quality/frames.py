@@ -14,17 +14,7 @@ from dualipo.critic.voting import Kind, expected_rating, majority, parse_verdict
 from dualipo.errors import UserError
 from dualipo.quality.evidence import Agreement
 from dualipo.quality.profile import vote_entropy
-from dualipo.records import (
-    CHOICES,
-    RATINGS,
-    HumanChoice,
-    HumanRating,
-    Preference,
-    Prompt,
-    PseudoChoice,
-    PseudoRating,
-    Record,
-)
+from dualipo.records import CHOICES, RATINGS, HumanChoice, HumanRating, Preference, Prompt, PseudoChoice, PseudoRating, Record, joined
 
 PSEUDO_COUNT = 0.5
 """Added to each verdict's human count, so that a verdict that no human gave has a small share instead of none."""
@@ -205,7 +195,7 @@ def coverage_frame(
     target share: 1 is as asked, 0 a value that nothing is learnt about. Values of target 0 are left out; null where
     nothing is kept."""
     categories = {prompt.id: prompt.categories for prompt in prompts}
-    kept = [categories[label.prompt_id] for label in (*ratings, *choices) if label.kept]
+    kept = [categories[label.prompt_id] for label in joined(ratings, choices) if label.kept]
     row = {
         indicator(category, value): share(sum(own.get(category) == value for own in kept), len(kept) * target)
         for category, shares in targets.items()

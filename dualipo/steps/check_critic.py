@@ -7,7 +7,7 @@ from pathlib import Path
 from dualipo.artifacts import read_json, write_json
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_known_test
-from dualipo.records import read_labels
+from dualipo.records import read_labels, joined
 from dualipo.steps import Job, Summary
 
 
@@ -33,7 +33,7 @@ def check_critic(
     from dualipo.quality.gate import critic_gate
 
     ratings, choices = read_labels(test_labels)
-    require_known_test(read_held_out(held_out), test_labels, (row.prompt for row in [*ratings, *choices]))
+    require_known_test(read_held_out(held_out), test_labels, (row.prompt for row in joined(ratings, choices)))
     measured = measure_agreement(config, candidate, test_labels)
     incumbent = read_json(incumbent_agreement)
     write_json(agreement, {**measured, "baselines": beside(read_json(baselines), incumbent)})
