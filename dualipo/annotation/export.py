@@ -17,7 +17,7 @@ from dualipo.formats.base import Item
 from dualipo.formats.budget import Budget
 from dualipo.formats.importing import Imported, import_items
 from dualipo.media.store import locate, read_bytes
-from dualipo.records import HumanChoice, HumanRating, HumanLabel
+from dualipo.records import HumanChoice, HumanLabel, HumanRating
 
 MAJORITY = "majority"
 """Annotator of a settled label."""

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dualipo.evaluation.people import agreement_of_people
 from dualipo.annotation.answers import Answer
 from dualipo.annotation.export import answer_rows
 from dualipo.annotation.session import Recorded
 from dualipo.annotation.study import format_study, study_result
 from dualipo.critic.questions import human_answers
 from dualipo.critic.voting import swap_choice
-from dualipo.records import HumanChoice, HumanRating, HumanLabel
+from dualipo.evaluation.people import agreement_of_people
+from dualipo.records import HumanLabel
 
 
 def session_report(session: Recorded, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def make_session(folder: Path, settings: Settings, pool: Pool, golden: Pool, mod
     for kind in KINDS:
         most = min(count, len(wanted[kind]))
         room = round(most * settings.golden_share / (1 - settings.golden_share)) + 1 if settings.golden_share else 0
-        asked = DIMENSIONS if kind == "rating" else settings.dimensions
+        asked: Sequence[str] = DIMENSIONS if kind == "rating" else settings.dimensions
         known = ({d: v for d, v in ask.known.items() if d in asked} for ask in checks[kind])
         for ask, answers in zip(checks[kind], known, strict=True):
             if room and most and answers:
@@ -115,11 +115,12 @@ def make_session(folder: Path, settings: Settings, pool: Pool, golden: Pool, mod
     if not items:
         what = {"pair": "no two clips of one prompt to compare", "rate": "no clip to rate", "both": "nothing to ask"}
         raise UserError(f"{settings.request.get('source', folder)}: {what[mode]}")
+    # by id, so that golden items stand anywhere.
+    every = sorted([*items.values(), *hidden.values()], key=lambda item: item.id)
     with atomic(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / SETTINGS, settings.model_dump(mode="json"))
-        # by id, so that golden items stand anywhere.
-        write_rows(temporary / ITEMS, sorted([*items.values(), *hidden.values()], key=lambda item: item.id))
+        write_rows(temporary / ITEMS, every)
 
 
 class _Md5s:

@@ -15,7 +15,17 @@ from dualipo.annotation.items import Ask, Place
 from dualipo.errors import UserError
 from dualipo.formats.base import Broken, Found, open_table
 from dualipo.media.store import MANIFEST, ClipStore
-from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating, read_labels, read_rows, table_lines, joined, PseudoLabel, clips_of
+from dualipo.records import (
+    HumanChoice,
+    PseudoChoice,
+    PseudoLabel,
+    PseudoRating,
+    clips_of,
+    joined,
+    read_labels,
+    read_rows,
+    table_lines,
+)
 from dualipo.steps import derive_seed
 
 TABLES = ("ratings", "choices", "captions")

@@ -11,7 +11,7 @@ from dualipo.critic.frames import MAX_FRAMES
 from dualipo.critic.questions import Answered, Question, human_answers
 from dualipo.media.store import ClipStore
 from dualipo.media.video import sample_clip
-from dualipo.records import PseudoChoice, PseudoRating, read_labels, joined, PseudoLabel, clips_of
+from dualipo.records import PseudoLabel, clips_of, joined, read_labels
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dualipo.critic.voting import Kind, majority, swap_choice
-from dualipo.records import HumanChoice, HumanRating, HumanLabel, clips_of
+from dualipo.records import HumanLabel, clips_of
 
 NAMES = {
     "semantic": "semantic consistency",

@@ -17,7 +17,7 @@ from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import interval
 from dualipo.evaluation.calibration import agreement_of_scores
 from dualipo.evaluation.people import agreement_of_people, by_category, by_question, read_categories
-from dualipo.records import CHOICES, DIMENSIONS, read_labels, joined
+from dualipo.records import CHOICES, DIMENSIONS, joined, read_labels
 from dualipo.steps import derive_seed
 
 

@@ -94,9 +94,7 @@ def shifts(before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> d
     """Of each statistic: how the prompts' values differ between two tables of `by_prompt`, see `effect`."""
     old, new = ({row[0]: dict(zip(STATISTICS, row[1:], strict=True)) for row in rows} for rows in (before, after))
     shared = [prompt for prompt in old if prompt in new]
-    return {
-        name: effect({p: old[p][name] for p in shared}, {p: new[p][name] for p in shared}) for name in STATISTICS
-    }
+    return {name: effect({p: old[p][name] for p in shared}, {p: new[p][name] for p in shared}) for name in STATISTICS}
 
 
 def effect(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Effect:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from dualipo.critic.questions import Answered, Question
-from dualipo.critic.voting import INVALID, WORDS, majority, tally, Kind
+from dualipo.critic.voting import INVALID, WORDS, Kind, majority, tally
 from dualipo.evaluation.bootstrap import interval
 from dualipo.prompts.sampler import normal
-from dualipo.records import HumanChoice, HumanRating, Prompt, read_rows, HumanLabel, clips_of
+from dualipo.records import HumanLabel, Prompt, clips_of, read_rows
 
 LEVELS: dict[Kind, Literal["ordinal", "nominal"]] = {"rating": "ordinal", "choice": "nominal"}
 """Level of measurement for Krippendorff's alpha: bad, normal, good are in order; a, b, tie are three names."""

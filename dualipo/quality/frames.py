@@ -14,7 +14,18 @@ from dualipo.critic.voting import Kind, expected_rating, majority, parse_verdict
 from dualipo.errors import UserError
 from dualipo.quality.evidence import Agreement
 from dualipo.quality.profile import vote_entropy
-from dualipo.records import CHOICES, RATINGS, HumanChoice, HumanRating, Preference, Prompt, PseudoChoice, PseudoRating, Record, joined
+from dualipo.records import (
+    CHOICES,
+    RATINGS,
+    HumanChoice,
+    HumanRating,
+    Preference,
+    Prompt,
+    PseudoChoice,
+    PseudoRating,
+    Record,
+    joined,
+)
 
 PSEUDO_COUNT = 0.5
 """Added to each verdict's human count, so that a verdict that no human gave has a small share instead of none."""

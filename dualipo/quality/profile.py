@@ -10,9 +10,18 @@ import numpy as np
 from scipy.stats import binom, entropy
 
 from dualipo.artifacts import write_json
-from dualipo.critic.voting import WORDS, majority, tally, Kind
+from dualipo.critic.voting import WORDS, Kind, majority, tally
 from dualipo.quality.evidence import Strict, load
-from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating, joined, HumanLabel, PseudoLabel, clips_of
+from dualipo.records import (
+    HumanChoice,
+    HumanLabel,
+    HumanRating,
+    PseudoChoice,
+    PseudoLabel,
+    PseudoRating,
+    clips_of,
+    joined,
+)
 
 QUANTILES = (0.1, 0.5, 0.9)
 

@@ -16,7 +16,20 @@ from dualipo.errors import UserError
 from dualipo.evaluation.paired import paired_total
 from dualipo.media.store import MANIFEST, ClipStore
 from dualipo.quality.evidence import Course, Decision, Settlement, Verdict
-from dualipo.records import CHOICES, RATINGS, Clip, Desirability, Preference, Prompt, PseudoChoice, PseudoRating, read_rows, joined, PseudoLabel, Record
+from dualipo.records import (
+    CHOICES,
+    RATINGS,
+    Clip,
+    Desirability,
+    Preference,
+    Prompt,
+    PseudoChoice,
+    PseudoLabel,
+    PseudoRating,
+    Record,
+    joined,
+    read_rows,
+)
 from dualipo.report.clips import embedded
 from dualipo.report.formats import (
     Agreement,

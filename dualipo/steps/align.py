@@ -9,7 +9,7 @@ from dualipo.artifacts import atomic
 from dualipo.config import Config
 from dualipo.errors import UserError
 from dualipo.heldout import read_held_out, require_apart
-from dualipo.records import ClipScores, Desirability, Preference, RealClip, find_table, read_rows, joined
+from dualipo.records import ClipScores, Desirability, Preference, RealClip, find_table, joined, read_rows
 from dualipo.steps import Job, Summary, derive_seed
 from dualipo.training.launch import launch, needs_launch
 

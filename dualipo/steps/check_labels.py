@@ -27,7 +27,7 @@ from dualipo.quality.suites import (
     prompts_suite,
     ratings_suite,
 )
-from dualipo.records import HumanChoice, HumanRating, Prompt, PseudoChoice, PseudoRating, find_table, read_rows, joined
+from dualipo.records import HumanChoice, HumanRating, Prompt, PseudoChoice, PseudoRating, find_table, joined, read_rows
 from dualipo.steps import Job, Summary
 
 

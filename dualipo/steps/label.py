@@ -14,7 +14,7 @@ import numpy as np
 
 from dualipo.artifacts import write_json
 from dualipo.config import Config, Label
-from dualipo.records import DIMENSIONS, Clip, PseudoChoice, PseudoRating, write_rows, PseudoLabel
+from dualipo.records import DIMENSIONS, Clip, PseudoChoice, PseudoLabel, PseudoRating, write_rows
 from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
     return Summary(metrics={key: float(value) for key, value in summary.items() if not isinstance(value, dict)})
 
 
-def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path) -> Chunks[list[Clip]]:
     """The questions and their rewards, some prompts' clips at a time; certainties need the rewards of all."""
     from dualipo.critic.base import load_critic
     from dualipo.media.store import ClipStore

@@ -107,7 +107,7 @@ def _observation(
     }
 
 
-def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: Path) -> Chunks[list[Clip]]:
     """The scoring, some prompts' clips at a time: rows of scores, with what a VideoReward beside the critic makes of
     the clip, and of pairs."""
     from dualipo.critic.scoring import Reward, load_scorer

@@ -7,7 +7,7 @@ from pathlib import Path
 from dualipo.artifacts import write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.records import Prompt, read_labels, read_rows, write_rows, joined
+from dualipo.records import Prompt, joined, read_labels, read_rows, write_rows
 from dualipo.steps import Job, Summary
 
 

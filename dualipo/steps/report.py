@@ -21,7 +21,10 @@ def report(config: Config, job: Job, *, runs: Path, page: Path) -> Summary:
     with atomic(page) as temporary:
         temporary.write_text(render(gathered), encoding="utf-8")
     scores = {entry["name"]: entry["scores"] for entry in gathered["rounds"]}
-    metrics = {f"total_{key}": scores[name]["total"]["mean"] for key, name in (("base", BASE), ("final", gathered["final"]))}
+    metrics = {
+        "total_base": scores[BASE]["total"]["mean"],
+        "total_final": scores[gathered["final"]]["total"]["mean"],
+    }
     if gathered["gain"]:
         metrics |= {f"gain_{key}": gathered["gain"][key] for key in ("mean", "low", "high")}
     metrics["rounds_finished"] = float(sum(entry["finished"] for entry in gathered["rounds"][1:]))

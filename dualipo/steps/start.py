@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from dualipo.artifacts import copy_folder, write_json
 from dualipo.config import Config
 from dualipo.heldout import HeldOut, hold_out, require_apart, write_held_out
-from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, read_labels, read_rows, joined
+from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, joined, read_labels, read_rows
 from dualipo.steps import Job, Summary
 
 if TYPE_CHECKING:
-    from dualipo.resume import Chunks
+    from dualipo.generator.sampling import SamplingChunks
 
 
 def start(
@@ -66,7 +66,7 @@ def start(
     return Summary(metrics=metrics, pictures=benchmark_sheet(benchmark_clips, job.work))
 
 
-def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, **others: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, **others: Path) -> SamplingChunks:
     """The sampling of the benchmark's clips, which shards also score where the suite is VBench."""
     from dualipo.evaluation.benchmark import benchmark_chunks
 

@@ -8,7 +8,7 @@ from dualipo.artifacts import atomic, copy_folder
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_apart
 from dualipo.quality.evidence import Course, load
-from dualipo.records import PseudoChoice, PseudoRating, read_labels, read_rows, joined
+from dualipo.records import PseudoChoice, PseudoRating, joined, read_labels, read_rows
 from dualipo.steps import Job, Summary
 from dualipo.training.launch import launch, needs_launch
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dualipo.runtime import prepare_torch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dualipo.cli import Decorated
 
 
 @click.group()

@@ -11,7 +11,7 @@ from dualipo.errors import UserError
 from dualipo.formats.base import Broken, Found, open_table
 from dualipo.formats.budget import Budget
 from dualipo.formats.pairs import genai_bench, videogen_rewardbench
-from dualipo.records import HumanChoice, read_labels, joined
+from dualipo.records import HumanChoice, joined, read_labels
 
 LAYOUTS: dict[str, Callable[[Path, Path | None], Found]] = {
     "videogen_rewardbench": videogen_rewardbench,
