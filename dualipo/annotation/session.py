@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -155,7 +155,7 @@ class Recorded:
     answers: list[Answer]
 
     def dimensions(self, item: AnnotationItem) -> tuple[Dimension, ...]:
-        return cast("tuple[Dimension, ...]", DIMENSIONS) if item.kind == "rating" else self.settings.dimensions
+        return DIMENSIONS if item.kind == "rating" else self.settings.dimensions
 
 
 def read_session(folder: Path) -> Recorded:

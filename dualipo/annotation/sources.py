@@ -70,7 +70,7 @@ def clip_pool(folder: Path, seed: int) -> Pool:
                     pairs[row.prompt, row.clip_a, row.clip_b] = None
         for row in item.rows:
             for clip in item.clips:
-                singles[row.prompt, clip] = None  # type: ignore[attr-defined]
+                singles[row.prompt, clip] = None
     clips = [(prompt, prompt, _place(clip)) for prompt, clip in singles]
     asked = [Ask(prompt, prompt, (_place(a), _place(b))) for prompt, a, b in pairs] if listed else None
     pool = _pool(clips, asked, seed)
