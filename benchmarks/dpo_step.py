@@ -174,7 +174,7 @@ def compare(shape: Shape, tuning: str, repetitions: int) -> dict[str, Any]:
         with Operations() as counted:
             way(0)
         done.append(counted.total)
-    times, losses = alternate(*(lambda number, way=way: way(number + 1) for way in ways), repetitions)
+    times, losses = alternate(_after_first(ways[0]), _after_first(ways[1]), repetitions)
     del ways
     memory = [peak_memory(way, shape, SHAPES["tiny"], tuning) for way in (ours, textbook)]
     return {
@@ -187,6 +187,10 @@ def compare(shape: Shape, tuning: str, repetitions: int) -> dict[str, Any]:
         "rate": done[0] / statistics.median(times.ours),
         "peak_bytes": memory,
     }
+
+
+def _after_first(way: Callable[[int], float]) -> Callable[[int], float]:
+    return lambda number: way(number + 1)
 
 
 def both(shape: Shape, tuning: str) -> tuple[Callable[[int], float], Callable[[int], float]]:

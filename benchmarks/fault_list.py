@@ -93,7 +93,7 @@ def seed_clip_cut(lab: Lab) -> Outcome:
 
 @fault("data", "a shard of the round's clips overwritten after it was made", "the digests of `dualipo run`")
 def clips_overwritten(lab: Lab) -> Outcome:
-    return _made_again(lab, "clips_overwritten", "generate", min, "*.tar")
+    return _made_again(lab, "clips_overwritten", "generate", "*.tar")
 
 
 @fault("data", "the critic handed on swapped for another one", "the digests of `dualipo run`")
@@ -622,10 +622,10 @@ def _refused(lab: Lab, folder: Path, step: str) -> Outcome:
     return Outcome(caught, f"`{step}`", told if ended.how == "refused" else f"{ended.how}: {told}", "outputs as before")
 
 
-def _made_again(lab: Lab, name: str, step: str, which: Callable, pattern: str) -> Outcome:
+def _made_again(lab: Lab, name: str, step: str, pattern: str) -> Outcome:
     folder = lab.copy(name)
     [port] = GRAPH[step].outputs
-    _cut(which(lab.path(folder, step, port).glob(pattern)))
+    _cut(min(lab.path(folder, step, port).glob(pattern)))
     return _restored(lab, folder, lab.run(folder, f"{ROUND}/{step}"), step)
 
 

@@ -118,7 +118,7 @@ def main() -> None:
     begin = time.monotonic()
     lab = Lab(arguments.out, load_config(*PARAMS))
     lab.make(REPOSITORY / "data")
-    last = read_json(arguments.result) if arguments.again else {"faults": {}, "seconds": 0.0}
+    last: dict[str, Any] = read_json(arguments.result) if arguments.again else {"faults": {}, "seconds": 0.0}
     outcomes = {name: Outcome(**found) for name, found in last["faults"].items()}
     for name, fault in FAULTS.items():
         if name in arguments.again if arguments.again else fault.kind in arguments.only:

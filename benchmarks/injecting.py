@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ class Lab:
         """Runs steps of the round one after the other, each in a process of its own, up to one that does not end."""
         ended = Ended("done")
         for name in steps:
-            ended = in_process(lambda n=name: self._execute(folder, n, config, options))
+            ended = in_process(partial(self._execute, folder, name, config, options))
             if ended.how != "done":
                 return Ended(ended.how, f"{name}: {ended.message}")
         return ended

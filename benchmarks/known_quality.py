@@ -25,7 +25,7 @@ SHOWN = ("total", *WEIGHTS, *(name for name in FROZEN_MAXES if name not in WEIGH
 def damages(known: Known) -> str:
     rows = []
     for name, scores in [("clean", known.clean), *((f"{d.name} {d.strength:g}", s) for d, s in known.damaged.items())]:
-        values = [[row[key] for row in scores if row[key] is not None] for key in SHOWN]
+        values = [[value for row in scores if (value := row[key]) is not None] for key in SHOWN]
         rows.append([name, *(f"{np.mean(own):.1f}" for own in values)])
     return table(["damage", *SHOWN], rows)
 

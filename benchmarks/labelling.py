@@ -76,7 +76,13 @@ def ours(work: Work, seed: int) -> list[Answered]:
     plain = critic.paths
     for questions in work.asked:
         paths: list[list[str]] = []
-        critic.paths = lambda *a, into=paths: into.extend(plain(*a)) or into[-len(a[0]) :]  # type: ignore[method-assign]
+
+        def keeping(*arguments: Any, into: list[list[str]] = paths) -> list[list[str]]:
+            found = plain(*arguments)
+            into += found
+            return found
+
+        critic.paths = keeping  # type: ignore[assignment, method-assign]
         try:
             votes = ask(critic, questions, seen, work.how, seed)
         finally:

@@ -15,17 +15,21 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 from dualipo.prompts import load_space, write_pool
-from dualipo.prompts.space import Cell, PromptSpace, Remap
+from dualipo.prompts.space import Cell, PromptSpace, Remap, Value
 from dualipo.records import Prompt, write_rows
 
 
-def textbook(space: PromptSpace, count: int, seed: int):
+def textbook(space: PromptSpace, count: int, seed: int) -> Iterator[Prompt]:
     """Independent categories, then one choice per factor; rejected prompts are drawn anew, repeats included."""
-    rng, seen = random.Random(seed), set()
+    rng = random.Random(seed)
+    seen: set[str] = set()
     cells = {tuple(cell.categories.values()): cell for cell in space.cells()}
     while len(seen) < count:
         drawn = tuple(rng.choices(list(shares), list(shares.values()))[0] for shares in space.categories.values())
@@ -44,10 +48,10 @@ def textbook(space: PromptSpace, count: int, seed: int):
             yield Prompt(id=f"p-{len(seen):07d}", text=text, categories=cell.categories, attributes=attributes)
 
 
-def allowed(space: PromptSpace, cell: Cell, words: dict, rng: random.Random) -> bool:
+def allowed(space: PromptSpace, cell: Cell, words: dict[str, Value], rng: random.Random) -> bool:
     """Applies every rule to one tuple, remapping it in place."""
 
-    def holds(condition) -> bool:
+    def holds(condition: Mapping[str, tuple[str, ...]]) -> bool:
         for key, wanted in condition.items():
             if key in cell.categories:
                 if cell.categories[key] not in wanted:
@@ -56,7 +60,7 @@ def allowed(space: PromptSpace, cell: Cell, words: dict, rng: random.Random) -> 
                 return False
         return True
 
-    def expanded(key, wanted):
+    def expanded(key: str, wanted: tuple[str, ...]) -> frozenset[str]:
         if (key, wanted) not in _EXPANDED:
             _EXPANDED[key, wanted] = space.factors[key].expand(wanted)
         return _EXPANDED[key, wanted]
@@ -83,10 +87,12 @@ def allowed(space: PromptSpace, cell: Cell, words: dict, rng: random.Random) -> 
     return True
 
 
-_EXPANDED: dict = {}
+_EXPANDED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
 
 
-def measure(sampler: str, space_name: str, count: int, seed: int, path: str, results) -> None:
+def measure(
+    sampler: str, space_name: str, count: int, seed: int, path: str, results: Queue[tuple[float, float]]
+) -> None:
     space, start = load_space(space_name), time.perf_counter()
     if sampler == "dualipo":
         write_pool(space, count, seed, path)
@@ -116,7 +122,8 @@ def main() -> None:
     parser.add_argument("--space", default="open_world")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    context, report = get_context("spawn"), {"space": options.space, "count": options.count}
+    context = get_context("spawn")
+    report: dict[str, Any] = {"space": options.space, "count": options.count}
     with tempfile.TemporaryDirectory() as folder:
         for sampler in ("dualipo", "textbook"):
             path, results = Path(folder) / f"{sampler}.jsonl", context.Queue()

@@ -39,7 +39,12 @@ Sampled = tuple[np.ndarray, torch.Tensor]
 def ours(generator: Generator, seeds: Sequence[int], shape: Shape) -> Sampled:
     held: list[torch.Tensor] = []
     decode = generator.decode
-    generator.decode = lambda latents: decode(held.append(latents) or latents)  # type: ignore[method-assign]
+
+    def keeping(latents: torch.Tensor) -> np.ndarray:
+        held.append(latents)
+        return decode(latents)
+
+    generator.decode = keeping  # type: ignore[method-assign]
     try:
         clips = generator.generate([PROMPT] * len(seeds), seeds, shape.steps, GUIDANCE, len(seeds), shape.size)
     finally:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ Rule = Callable[[Sequence[Standing], Draws, Settle], bool]
 
 def bare(history: Sequence[Standing], draws: Draws, settle: Settle) -> bool:
     """The round's gain is less than `min_gain`."""
-    return history[-1].total - history[-2].total < settle.min_gain
+    found = gain(history[-2], history[-1], draws)
+    return bool(found and found["mean"] < settle.min_gain)
 
 
 def holds_zero(history: Sequence[Standing], draws: Draws, settle: Settle) -> bool:
@@ -51,18 +53,24 @@ def ours(history: Sequence[Standing], draws: Draws, settle: Settle) -> bool:
 RULES: dict[str, Rule] = {"this rule": ours, "bare difference": bare, "interval holds 0": holds_zero}
 
 
-def measured(total: float, error: float, rng: np.random.Generator) -> dict:
+def measured(total: float, error: float, rng: np.random.Generator) -> dict[str, Any]:
     """scores.json of a generator of true total `total`; two of them differ with the standard error `error`."""
     points = total + rng.normal(0, error * np.sqrt(PROMPTS / 2), PROMPTS)
     rows = {f"p{n:03d}": (float(point), 1) for n, point in enumerate(points)}
     return {"suite": "recorded", "total": {"mean": float(points.mean())}, "by_prompt": by_prompt_rows({TOTAL: rows})}
 
 
+def drawn(scores: dict[str, Any]) -> list[float]:
+    found = total_draws(scores, 0, DRAWS)
+    assert found is not None  # `measured` has a total and scores by prompt
+    return list(found)
+
+
 def simulate(rule: Rule, settle: Settle, error: float, seed: int, curve: Sequence[float] = WAN) -> tuple[int, int]:
     """Rounds that were run until the rule stopped, and how far along the curve the last champion is."""
     rng = np.random.default_rng([seed, round(1000 * error)])
     scores, reached = measured(curve[0], error, rng), 0
-    draws = {"0": list(total_draws(scores, 0, DRAWS))}
+    draws = {"0": drawn(scores)}
     history = [standing(0, "0", scores, False)]
     for number in range(1, LAST + 1):
         ahead = reached + 1
@@ -71,14 +79,14 @@ def simulate(rule: Rule, settle: Settle, error: float, seed: int, curve: Sequenc
         champion = f"{number}" if promoted else history[-1].champion
         if promoted:
             scores, reached = candidate, ahead
-            draws[champion] = list(total_draws(scores, 0, DRAWS))
+            draws[champion] = drawn(scores)
         history.append(standing(number, champion, scores, promoted))
         if rule(history, draws, settle):
             return number, reached
     return LAST, reached
 
 
-def standing(number: int, champion: str, scores: dict, promoted: bool) -> Standing:
+def standing(number: int, champion: str, scores: dict[str, Any], promoted: bool) -> Standing:
     """The reward rises all the time; the agreement stays."""
     reward = 0.5 + 0.03 * number
     return Standing(
@@ -94,7 +102,7 @@ def standing(number: int, champion: str, scores: dict, promoted: bool) -> Standi
     )
 
 
-def summarise(rule: Rule, settle: Settle, error: float, seeds: int) -> dict[str, float | None]:
+def summarise(rule: Rule, settle: Settle, error: float, seeds: int) -> dict[str, Any]:
     """Share of simulations that stopped before the plateau, and of the others when they did; null where all did."""
     found = [simulate(rule, settle, error, seed) for seed in range(seeds)]
     stopped = [rounds for rounds, reached in found if reached >= PLATEAU]

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -22,6 +22,10 @@ from dualipo.steps import GRAPH, Port, Step
 if TYPE_CHECKING:
     from dualipo.config import Config
     from dualipo.engine import Outcome
+
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
+"""A command, or the function that becomes one."""
 
 
 class _Overview(click.Group):
@@ -65,7 +69,7 @@ def cli() -> None:
 # ---- options that several commands share
 
 
-def folder_option(command: Callable) -> Callable:
+def folder_option(command: Decorated) -> Decorated:
     return click.option(
         "--folder",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -75,7 +79,7 @@ def folder_option(command: Callable) -> Callable:
     )(command)
 
 
-def data_option(command: Callable) -> Callable:
+def data_option(command: Decorated) -> Decorated:
     return click.option(
         "--data",
         type=click.Path(file_okay=False, path_type=Path),
@@ -83,7 +87,7 @@ def data_option(command: Callable) -> Callable:
     )(command)
 
 
-def parameter_options(command: Callable) -> Callable:
+def parameter_options(command: Decorated) -> Decorated:
     command = click.option(
         "-S",
         "--set-param",
@@ -100,7 +104,7 @@ def parameter_options(command: Callable) -> Callable:
     )(command)
 
 
-def _force(command: Callable) -> Callable:
+def _force(command: Decorated) -> Decorated:
     return click.option("--force", is_flag=True, help="Does it anew, changed or not.")(command)
 
 
@@ -198,6 +202,7 @@ class _BenchmarkCommand(_StepCommand):
 
     def __init__(self, step: Step):
         super().__init__(step)
+        self.callback = self._run_benchmark
         archive = click.Path(dir_okay=False, path_type=Path)
         self.params += [
             click.Option(["--suite"], metavar="NAME", help="Short for -S evaluate.suite=NAME."),
@@ -209,7 +214,7 @@ class _BenchmarkCommand(_StepCommand):
             click.Option(["--archive"], type=archive, help="Also writes a zip for VBench's leaderboard."),
         ]
 
-    def _run(
+    def _run_benchmark(
         self,
         data: Path | None,
         params: tuple[Path, ...],

@@ -644,7 +644,10 @@ class Config(Section):
         import hashlib
 
         shown = set(Evaluate.model_fields) - self.evaluate.identity().keys()
-        exclude = {**dict.fromkeys(("promotion", "tracking", "resources", "train_job"), True), "evaluate": shown}
+        exclude: dict[str, bool | set[str]] = {
+            **dict.fromkeys(("promotion", "tracking", "resources", "train_job"), True),
+            "evaluate": shown,
+        }
         return hashlib.md5(self.model_dump_json(exclude=exclude).encode()).hexdigest()
 
 

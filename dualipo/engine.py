@@ -505,7 +505,7 @@ def _remedy(port: Port, round_name: str, prev: str) -> str:
 
 # ---- digests and records
 
-_digests: dict[tuple, Digest] = {}
+_digests: dict[tuple[object, ...], Digest] = {}
 
 
 def _digest(path: Path) -> Digest:

@@ -52,12 +52,12 @@ def fetch_snapshot(source: str, target: Path) -> None:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined] # exported without saying so
 
-    wanted = {"allow_patterns": list(FILES), "ignore_patterns": list(TWICE)}
+    allowed, ignored = list(FILES), list(TWICE)
     repository, _, commit = source.removeprefix(HUB).partition("@")
     try:
-        snapshot = Path(snapshot_download(repository, revision=commit, **wanted))
+        snapshot = Path(snapshot_download(repository, revision=commit, allow_patterns=allowed, ignore_patterns=ignored))
     except GatedRepoError:
         raise UserError(
             f"{source}: the model is gated; accept its terms on its page and set HF_TOKEN to a token of yours"
@@ -76,7 +76,7 @@ def fetch_snapshot(source: str, target: Path) -> None:
         ) from None
     # The cache may hold more of this commit than was asked for here.
     there = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    files = list(filter_repo_objects(there, **wanted))
+    files = list(filter_repo_objects(there, allow_patterns=allowed, ignore_patterns=ignored))
     if not any(name.endswith(".safetensors") for name in files):
         raise UserError(
             f"{source}: this commit holds no safetensors; choose one that does, its pickled weights are not read"

@@ -14,7 +14,7 @@ from typing import Literal
 from dualipo.artifacts import digest
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.steps import COURSE, GRAPH
+from dualipo.steps import COURSE, GRAPH, Kind
 from dualipo.tracking import Link, StepRun, Tracker, Version
 from dualipo.tracking.entries import MODELS
 
@@ -58,7 +58,7 @@ def lineage(root: str | Path, source: Config | Tracker, reference: str) -> Node:
     """
     tracker = source if isinstance(source, Tracker) else Tracker(root, source)
     version = tracker.resolve(reference)
-    kind = next((kind for kind in MODELS if version.name == tracker.model_name(kind)), "generator")
+    kind: Kind = next((kind for kind in MODELS if version.name == tracker.model_name(kind)), "generator")
     if not version.md5:
         raise UserError(f"{version.label}: it bears no md5, so it was not registered by dualipo; name another version")
     walk = _Walk(tracker)

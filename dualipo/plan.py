@@ -240,7 +240,7 @@ class _Cost:
             seen = 2 * (train.batch_size + train.instruction_batch_size) * train.steps
             seconds["train_critic"] = self.seconds(train.steps * learned * critic.read(answered[1])) + self.seeing(seen)
         judged, real = self.step_clips
-        passes = judged * (1 + backward + 1) + real * (1 + backward)
+        passes: float = judged * (1 + backward + 1) + real * (1 + backward)
         if config.latent_reward.train:
             steered = config.latent_reward
             passes += 2 * steered.batch_size * steered.steps * 3 * self.reward_pass / align.steps

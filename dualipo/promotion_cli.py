@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from dualipo.cli import cli, folder_option, load_parameters, parameter_options
 from dualipo.errors import UserError
 
 if TYPE_CHECKING:
+    from dualipo.cli import Decorated
     from dualipo.tracking import Tracker
     from dualipo.tracking.history import Move
     from dualipo.tracking.promotion import Intent
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MODEL = click.Choice(["critic", "generator", "reward"])
 
 
-def _who(command: Callable) -> Callable:
+def _who(command: Decorated) -> Decorated:
     for decorate in (
         click.option("--dry-run", is_flag=True, help="Checks everything and changes nothing."),
         click.option("--reason", default="", metavar="WHY", help="Kept in the history, and on the version."),

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dualipo.artifacts import atomic
 from dualipo.errors import UserError
 
-DIMENSIONS = ("semantic", "motion", "faithfulness")
+RatedDimension = Literal["semantic", "motion", "faithfulness"]
+Dimension = Literal[RatedDimension, "overall"]
+DIMENSIONS: tuple[RatedDimension, ...] = ("semantic", "motion", "faithfulness")
 """What is judged: semantic consistency, motion smoothness, video faithfulness (Dual-IPO, appendix A.2)."""
 RATINGS = ("good", "normal", "bad")
 CHOICES = ("a", "b", "tie")
 
-Dimension = Literal["semantic", "motion", "faithfulness", "overall"]
 Rating = Literal["good", "normal", "bad"]
 Choice = Literal["a", "b", "tie"]
 Text = Annotated[str, Field(min_length=1)]
@@ -66,7 +67,7 @@ class HumanRating(Record):
     clip: Text
     prompt: Text
     annotator: Text
-    dimension: Literal["semantic", "motion", "faithfulness"]
+    dimension: RatedDimension
     verdict: Rating
     reason: Text
     """The annotator's reasoning in words: the chain of thought that the critic learns."""
@@ -90,7 +91,7 @@ class PseudoRating(Record):
     clip: Text
     prompt_id: Text
     prompt: Text
-    dimension: Literal["semantic", "motion", "faithfulness"]
+    dimension: RatedDimension
     verdict: Rating
     votes: dict[str, int]
     """Paths per verdict; `invalid` counts paths without a readable verdict."""
@@ -160,7 +161,23 @@ class ClipScores(Record):
         return self.semantic, self.motion, self.faithfulness
 
 
-Row = TypeVar("Row", bound=Record)
+HumanLabel = HumanRating | HumanChoice
+PseudoLabel = PseudoRating | PseudoChoice
+
+
+def clips_of(row: HumanLabel | PseudoLabel) -> tuple[str, ...]:
+    """The clips that a label is about: one of a rating, two of a choice."""
+    return (row.clip,) if isinstance(row, HumanRating | PseudoRating) else (row.clip_a, row.clip_b)
+
+
+Row = TypeVar("Row", bound=BaseModel)
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+
+def joined(first: Iterable[First], second: Iterable[Second]) -> list[First | Second]:
+    """Rows of two kinds, ratings and choices say, in one list."""
+    return [*first, *second]
 
 
 def write_rows(path: str | Path, rows: Iterable[Record]) -> int:

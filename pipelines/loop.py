@@ -74,7 +74,7 @@ def make_loop(build: Build) -> Any:
             handed[name] = {port: task.outputs[port] for port in Handed._fields if port != "runs"}
             runs = task.outputs["runs"]
         told = {f"{name}_params": sections[name] for name in GRAPH["report"].sections}
-        report = components.report(library=library, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, runs=runs, **told)
+        report = components.STEPS["report"](library=library, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, runs=runs, **told)
         dress(report, build, GRAPH["report"]).set_caching_options(False)
         return Made(runs=runs, page=report.outputs["page"])
 

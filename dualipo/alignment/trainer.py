@@ -287,11 +287,11 @@ class Trainer(Task):
             assert data.desirable is not None
             desirable = data.desirable[rows].to(self.device)
             return diffusion_kto_loss(error[0], before[0], desirable, section.beta, q_ref=self.batch.q_ref, omega=omega)
+        (winner, loser), (before_w, before_l) = error, before
         if section.loss == "flow_dpo":
-            return flow_dpo_loss(
-                *error, *before, section.beta, self.generator.times(levels) if section.omega == "derived" else None
-            )
-        return diffusion_dpo_loss(*error, *before, section.beta, omega)
+            times = self.generator.times(levels) if section.omega == "derived" else None
+            return flow_dpo_loss(winner, loser, before_w, before_l, section.beta, times)
+        return diffusion_dpo_loss(winner, loser, before_w, before_l, section.beta, omega)
 
     def _omega(self, levels: torch.Tensor) -> torch.Tensor | None:
         return self.generator.snr_weight(levels) if self.section.omega == "snr" else None

@@ -68,6 +68,7 @@ _without = click.option(
 @click.pass_context
 def annotate(
     ctx: click.Context,
+    /,
     folder: Path,
     session: Path | None,
     host: str,
@@ -159,12 +160,12 @@ def _session_name(options: dict[str, Any]) -> str:
 
 
 def _make(place: Path, folder: Path, options: dict[str, Any]) -> None:
-    from dualipo.annotation.session import make_session, requested, settings_of
+    from dualipo.annotation.session import Mode, make_session, requested, settings_of
     from dualipo.annotation.sources import Pool, candidate_pool, clip_pool, golden_pool
     from dualipo.annotation.study import find_side, study_pool
 
     clips, round_name, study, golden = (options[name] for name in ("clips", "round_name", "study", "golden"))
-    mode = options["mode"] or ("pair" if study else "both")
+    mode: Mode = options["mode"] or ("pair" if study else "both")
     if study and mode != "pair":
         raise UserError(f"--mode {mode}: a study compares pairs")
     dimensions = options["dimensions"] or ("semantic", "motion", "faithfulness", "overall")

@@ -17,7 +17,7 @@ from dualipo.formats.base import Item
 from dualipo.formats.budget import Budget
 from dualipo.formats.importing import Imported, import_items
 from dualipo.media.store import locate, read_bytes
-from dualipo.records import HumanChoice, HumanRating
+from dualipo.records import HumanChoice, HumanLabel, HumanRating
 
 MAJORITY = "majority"
 """Annotator of a settled label."""
@@ -90,7 +90,7 @@ def _items(session: Recorded, answers: dict[str, list[Answer]], settled: bool, l
             yield Item(f"item {name}", (row,))
 
 
-def answer_rows(session: Recorded, answer: Answer, paths: Sequence[str] = ()) -> Iterator[HumanRating | HumanChoice]:
+def answer_rows(session: Recorded, answer: Answer, paths: Sequence[str] = ()) -> Iterator[HumanLabel]:
     """An answer's labels, one a dimension; clips are named by `paths`, or else by their md5."""
     item = session.items[answer.item]
     paths = paths or [clip.md5 for clip in item.clips]
@@ -106,7 +106,7 @@ def answer_rows(session: Recorded, answer: Answer, paths: Sequence[str] = ()) ->
             yield HumanChoice.model_validate({"clip_a": paths[0], "clip_b": paths[1], "reason": reason, **common})
 
 
-def _majority(rows: Sequence[HumanRating | HumanChoice]) -> Iterator[HumanRating | HumanChoice]:
+def _majority(rows: Sequence[HumanLabel]) -> Iterator[HumanLabel]:
     """One row for each question, as `human_answers` settles it: none where nobody gave the settled verdict."""
     for answered in human_answers(rows):
         row = next(row for row in rows if row.dimension == answered.question.dimension)

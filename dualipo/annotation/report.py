@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dualipo.annotation.agreement import agreement_of_people
 from dualipo.annotation.answers import Answer
 from dualipo.annotation.export import answer_rows
 from dualipo.annotation.session import Recorded
 from dualipo.annotation.study import format_study, study_result
 from dualipo.critic.questions import human_answers
 from dualipo.critic.voting import swap_choice
-from dualipo.records import HumanChoice, HumanRating
+from dualipo.evaluation.people import agreement_of_people
+from dualipo.records import HumanLabel
 
 
 def session_report(session: Recorded, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def session_report(session: Recorded, without: Sequence[str] = ()) -> dict[str, 
     }
 
 
-def _verdicts(rows: Sequence[HumanRating | HumanChoice]) -> dict[str, dict[str, int]]:
+def _verdicts(rows: Sequence[HumanLabel]) -> dict[str, dict[str, int]]:
     """Settled verdicts of each question, each item's by its majority."""
     found: dict[str, Counter[str]] = {}
     for answered in human_answers(rows):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -96,7 +96,7 @@ def make_session(folder: Path, settings: Settings, pool: Pool, golden: Pool, mod
     for kind in KINDS:
         most = min(count, len(wanted[kind]))
         room = round(most * settings.golden_share / (1 - settings.golden_share)) + 1 if settings.golden_share else 0
-        asked = DIMENSIONS if kind == "rating" else settings.dimensions
+        asked: Sequence[str] = DIMENSIONS if kind == "rating" else settings.dimensions
         known = ({d: v for d, v in ask.known.items() if d in asked} for ask in checks[kind])
         for ask, answers in zip(checks[kind], known, strict=True):
             if room and most and answers:
@@ -115,11 +115,12 @@ def make_session(folder: Path, settings: Settings, pool: Pool, golden: Pool, mod
     if not items:
         what = {"pair": "no two clips of one prompt to compare", "rate": "no clip to rate", "both": "nothing to ask"}
         raise UserError(f"{settings.request.get('source', folder)}: {what[mode]}")
+    # by id, so that golden items stand anywhere.
+    every = sorted([*items.values(), *hidden.values()], key=lambda item: item.id)
     with atomic(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / SETTINGS, settings.model_dump(mode="json"))
-        # by id, so that golden items stand anywhere.
-        write_rows(temporary / ITEMS, sorted([*items.values(), *hidden.values()], key=lambda item: item.id))
+        write_rows(temporary / ITEMS, every)
 
 
 class _Md5s:
@@ -154,7 +155,7 @@ class Recorded:
     answers: list[Answer]
 
     def dimensions(self, item: AnnotationItem) -> tuple[Dimension, ...]:
-        return cast("tuple[Dimension, ...]", DIMENSIONS) if item.kind == "rating" else self.settings.dimensions
+        return DIMENSIONS if item.kind == "rating" else self.settings.dimensions
 
 
 def read_session(folder: Path) -> Recorded:
@@ -370,7 +371,7 @@ def settings_of(
         annotators=request["annotators"],
         golden_share=request["golden_share"] if request["golden"] else 0.0,
         reasons=request["reasons"],
-        dimensions=tuple(name for name in CHOICE_DIMENSIONS if name in dimensions),  # type: ignore[arg-type]
+        dimensions=tuple(name for name in CHOICE_DIMENSIONS if name in dimensions),
         guideline=read_guideline(guideline) if guideline else read_guideline(),
         study=study,
     )

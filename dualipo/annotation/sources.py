@@ -15,7 +15,17 @@ from dualipo.annotation.items import Ask, Place
 from dualipo.errors import UserError
 from dualipo.formats.base import Broken, Found, open_table
 from dualipo.media.store import MANIFEST, ClipStore
-from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating, read_labels, read_rows, table_lines
+from dualipo.records import (
+    HumanChoice,
+    PseudoChoice,
+    PseudoLabel,
+    PseudoRating,
+    clips_of,
+    joined,
+    read_labels,
+    read_rows,
+    table_lines,
+)
 from dualipo.steps import derive_seed
 
 TABLES = ("ratings", "choices", "captions")
@@ -60,7 +70,7 @@ def clip_pool(folder: Path, seed: int) -> Pool:
                     pairs[row.prompt, row.clip_a, row.clip_b] = None
         for row in item.rows:
             for clip in item.clips:
-                singles[row.prompt, clip] = None  # type: ignore[attr-defined]
+                singles[row.prompt, clip] = None
     clips = [(prompt, prompt, _place(clip)) for prompt, clip in singles]
     asked = [Ask(prompt, prompt, (_place(a), _place(b))) for prompt, a, b in pairs] if listed else None
     pool = _pool(clips, asked, seed)
@@ -109,17 +119,18 @@ def golden_pool(folder: Path, seed: int) -> Pool:
     """Items of a folder of human labels on which all its annotators agree, with the answers."""
     ratings, choices = read_labels(folder)
     votes: dict[tuple[str, tuple[str, ...]], dict[str, set[str]]] = {}
-    for row in [*ratings, *choices]:
-        clips = (row.clip,) if isinstance(row, HumanRating) else (row.clip_a, row.clip_b)
+    for row in joined(ratings, choices):
+        clips = clips_of(row)
         votes.setdefault((row.prompt, clips), {}).setdefault(row.dimension, set()).add(row.verdict)
-    found: tuple[list[Ask], list[Ask]] = ([], [])
+    alone: list[Ask] = []
+    pairs: list[Ask] = []
     for (prompt, clips), said in votes.items():
         if known := {dimension: min(words) for dimension, words in said.items() if len(words) == 1}:
             places = tuple(_place(os.path.join(folder, clip)) for clip in clips)
-            found[len(clips) - 1].append(Ask(prompt, prompt, places, known))
-    if not any(found):
+            (alone if len(clips) == 1 else pairs).append(Ask(prompt, prompt, places, known))
+    if not (alone or pairs):
         raise UserError(f"{folder}: on no item do all annotators agree, so none can be golden; use other labels")
-    return Pool(*(round_robin(asks, seed) for asks in found))
+    return Pool(round_robin(alone, seed), round_robin(pairs, seed))
 
 
 def round_robin(asks: Sequence[Ask], seed: int) -> list[Ask]:
@@ -170,7 +181,7 @@ def _rows_of(folder: Path) -> Found:
     raise UserError(f"{table}: of no known format; `dualipo import` lists them, docs/data.md has their columns")
 
 
-def _certainty(rows: Sequence[PseudoRating | PseudoChoice]) -> tuple[float, float]:
+def _certainty(rows: Sequence[PseudoLabel]) -> tuple[float, float]:
     """(share of the verdict's votes, PCE), means over the rows."""
     shares = []
     for row in rows:

@@ -120,7 +120,8 @@ def _trainer(training: Training, settings: TrainJob) -> dict[str, Any]:
         "nvidia.com/gpu": str(settings.gpus_per_node),
     }
     # the root file system is read-only: caches go where the home is.
-    env = [{"name": name, "value": value} for name, value in sorted(({"HOME": "/tmp"} | settings.env).items())]
+    values = {"HOME": "/tmp"} | settings.env
+    env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(values.items())]
     for name, reference in sorted(settings.secret_env.items()):
         secret, _, key = reference.partition("/")
         env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})

@@ -173,7 +173,7 @@ def prompt_scores(table: ByPrompt) -> dict[str, float]:
 def _prompts(found: Sequence[Measured], tables: Sequence[ByPrompt]) -> list[dict[str, Any]]:
     """A row a prompt: where the last version differs most from the first at the head; without scores by their text."""
     scores = [prompt_scores(table) for table in tables]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for prompt_id, clips in found[0].store.by_prompt().items():
         others = [{clip.seed: clip for clip in each.store.by_prompt()[prompt_id]} for each in found]
         known = next((each.prompts[prompt_id] for each in found if prompt_id in each.prompts), None)
@@ -190,9 +190,7 @@ def _prompts(found: Sequence[Measured], tables: Sequence[ByPrompt]) -> list[dict
                 "seeds": [_seed(found, [other[clip.seed] for other in others]) for clip in clips],
             }
         )
-    rows.sort(key=lambda row: row["text"])
-    rows.sort(key=lambda row: abs(gain(row["scores"], 0, -1) or 0.0), reverse=True)
-    return rows
+    return sorted(rows, key=lambda row: (-abs(gain(row["scores"], 0, -1) or 0.0), row["text"]))
 
 
 def gain(scores: Sequence[float | None], one: int, two: int) -> float | None:

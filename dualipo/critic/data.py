@@ -11,7 +11,7 @@ from dualipo.critic.frames import MAX_FRAMES
 from dualipo.critic.questions import Answered, Question, human_answers
 from dualipo.media.store import ClipStore
 from dualipo.media.video import sample_clip
-from dualipo.records import PseudoChoice, PseudoRating, read_labels
+from dualipo.records import PseudoLabel, clips_of, joined, read_labels
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainingSet:
 def read_human(folder: Path) -> list[Answered]:
     """Majority answers of a folder of human labels (ratings and choices tables beside clips/)."""
     ratings, choices = read_labels(folder)
-    return human_answers([*ratings, *choices])
+    return human_answers(joined(ratings, choices))
 
 
 def see_files(critic: Critic, folder: Path, files: Sequence[str]) -> dict[str, Seen]:
@@ -48,13 +48,12 @@ def human_set(critic: Critic, folder: Path) -> TrainingSet:
     return TrainingSet(features, [(item.question, item.answer) for item in answered])
 
 
-def pseudo_set(critic: Critic, candidates: Path, rows: Sequence[PseudoRating | PseudoChoice]) -> TrainingSet:
+def pseudo_set(critic: Critic, candidates: Path, rows: Sequence[PseudoLabel]) -> TrainingSet:
     """Pairs of paths where the vote was split, instruction examples where it was unanimous (our reading of y)."""
     store = ClipStore(candidates)
     examples, pairs = [], []
     for row in rows:
-        clips = (row.clip,) if isinstance(row, PseudoRating) else (row.clip_a, row.clip_b)
-        question = Question(row.dimension, row.prompt, clips)
+        question = Question(row.dimension, row.prompt, clips_of(row))
         if row.rejected is None:
             examples.append((question, row.chosen))
         else:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dualipo.critic.voting import Kind, majority, swap_choice
-from dualipo.records import HumanChoice, HumanRating
+from dualipo.records import HumanLabel, clips_of
 
 NAMES = {
     "semantic": "semantic consistency",
@@ -65,16 +65,15 @@ def answer(reason: str, verdict: str) -> str:
     return f"{reason.strip()} Verdict: {verdict}"
 
 
-def human_answers(rows: Iterable[HumanRating | HumanChoice]) -> list[Answered]:
+def human_answers(rows: Iterable[HumanLabel]) -> list[Answered]:
     """One example per item and dimension: the annotators' majority, with the reason of the first who gave it.
 
     An item whose vote is tied is settled by `majority`; where nobody gave the settled verdict it is left out, since
     there is no reason for it.
     """
-    items: dict[Question, list[HumanRating | HumanChoice]] = {}
+    items: dict[Question, list[HumanLabel]] = {}
     for row in rows:
-        clips = (row.clip,) if isinstance(row, HumanRating) else (row.clip_a, row.clip_b)
-        items.setdefault(Question(row.dimension, row.prompt, clips), []).append(row)
+        items.setdefault(Question(row.dimension, row.prompt, clips_of(row)), []).append(row)
     answered = []
     for question, votes in items.items():
         verdict = majority([row.verdict for row in votes], question.kind)

@@ -70,7 +70,7 @@ class Voting(Scorer):
         for clip, own in zip(clips, zip(*[iter(votes)] * len(DIMENSIONS), strict=True), strict=True):
             if all(vote.verdict is not None for vote in own):
                 values = [expected_rating(vote.votes) for vote in own]
-                apart = dict(zip(DIMENSIONS, map(float, values), strict=True))
+                apart: dict[str, float] = dict(zip(DIMENSIONS, map(float, values), strict=True))
                 desirable = all(vote.verdict != "bad" for vote in own)
                 rated[clip.id] = Rated(float(np.average(values, weights=self.weights)), desirable, apart)
         return rated

@@ -14,12 +14,13 @@ from dualipo.records import CHOICES, RATINGS, Choice
 
 Kind = Literal["rating", "choice"]
 """What is asked: good / normal / bad of one clip, or a / b / tie of two."""
-WORDS: dict[str, tuple[str, ...]] = {"rating": RATINGS, "choice": CHOICES}
+WORDS: dict[Kind, tuple[str, ...]] = {"rating": RATINGS, "choice": CHOICES}
 """The allowed verdicts of each kind."""
 INVALID = "invalid"
 """Key of a tally that counts the paths without a readable verdict."""
 
-_MIDDLE = {"rating": "normal", "choice": "tie"}
+_MIDDLE: dict[Kind, str] = {"rating": "normal", "choice": "tie"}
+_TURNED: dict[str, Choice] = {"a": "b", "b": "a", "tie": "tie"}
 _VALUE = {"good": 1.0, "normal": 0.5, "bad": 0.0}
 _MARKER = re.compile(r"""\bverdict[\s*_"'`]*:[\s*_"'`(\[]*""", re.IGNORECASE)
 # A word that runs on is no verdict: the "a" of "Verdict: a red circle" is an article.
@@ -62,9 +63,9 @@ def tally(verdicts: Iterable[str | None], allowed: Iterable[str]) -> dict[str, i
 
 def swap_choice(verdict: str) -> Choice:
     """The same choice when the two clips change places. Raises ValueError where `verdict` is no choice."""
-    if verdict not in CHOICES:
+    if verdict not in _TURNED:
         raise ValueError(f"{verdict!r} is no choice; one of {', '.join(CHOICES)} is needed")
-    return {"a": "b", "b": "a"}.get(verdict, verdict)
+    return _TURNED[verdict]
 
 
 def reconcile(forward: str | None, backward_as_shown: str | None) -> tuple[Choice | None, bool]:
@@ -79,9 +80,8 @@ def reconcile(forward: str | None, backward_as_shown: str | None) -> tuple[Choic
     for verdict in (forward, backward_as_shown):
         if verdict is not None and verdict not in CHOICES:
             raise ValueError(f"{verdict!r} is no choice; one of {', '.join(CHOICES)}, or None, is needed")
-    if forward is None or backward_as_shown is None or swap_choice(backward_as_shown) != forward:
-        return None, False
-    return forward, True
+    turned = None if backward_as_shown is None else swap_choice(backward_as_shown)
+    return (turned, True) if turned is not None and turned == forward else (None, False)
 
 
 def parse_verdict(text: str, kind: Kind) -> str | None:
@@ -111,7 +111,7 @@ def expected_rating(votes: Mapping[str, int]) -> float:
     return sum(_VALUE[verdict] * count for verdict, count in counts.items()) / total
 
 
-def _words(kind: str) -> tuple[str, ...]:
+def _words(kind: Kind) -> tuple[str, ...]:
     if kind not in WORDS:
         raise ValueError(f"{kind!r} is no kind of verdict; one of {', '.join(WORDS)} is needed")
     return WORDS[kind]

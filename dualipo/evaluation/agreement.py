@@ -17,7 +17,7 @@ from dualipo.errors import UserError
 from dualipo.evaluation.bootstrap import interval
 from dualipo.evaluation.calibration import agreement_of_scores
 from dualipo.evaluation.people import agreement_of_people, by_category, by_question, read_categories
-from dualipo.records import CHOICES, DIMENSIONS, read_labels
+from dualipo.records import CHOICES, DIMENSIONS, joined, read_labels
 from dualipo.steps import derive_seed
 
 
@@ -36,7 +36,7 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
         return _reward_agreement(critic, test_labels, config.check_critic.batch_size, seed)
     model = load_critic(critic)
     rated_by_people, chosen_by_people = read_labels(test_labels)
-    rows = [*rated_by_people, *chosen_by_people]
+    rows = joined(rated_by_people, chosen_by_people)
     answered = human_answers(rows)
     features = see_files(model, test_labels, [clip for item in answered for clip in item.question.clips])
     how = Asking(
@@ -49,7 +49,10 @@ def measure_agreement(config: Config, critic: Path, test_labels: Path) -> dict[s
     questions = [item.question for item in pairs]
     votes = ask(model, [*questions, *(q.swapped() for q in questions)], features, how, seed)
     prompts = [question.prompt for question in questions]
-    agrees, chosen, confusion, consistent = [], [], {word: Counter() for word in CHOICES}, 0
+    agrees: list[float] = []
+    chosen: list[tuple[str, float]] = []
+    confusion: dict[str, Counter[str]] = {word: Counter() for word in CHOICES}
+    consistent = 0
     for item, forward, backward in zip(pairs, votes[: len(pairs)], votes[len(pairs) :], strict=True):
         together = pooled(forward, backward)
         verdict = majority(_words(together), "choice") or INVALID
@@ -89,11 +92,11 @@ def _reward_agreement(critic: Path, test_labels: Path, batch_size: int, seed: in
     if model.settings.calibration is None:
         raise UserError(f"{critic}: this VideoReward has no thresholds; calibrate it with `dualipo reward train`")
     rated, chosen = read_labels(test_labels)
-    answered = human_answers([*rated, *chosen])
+    answered = human_answers(joined(rated, chosen))
     asked = list(dict.fromkeys((i.question.prompt, clip) for i in answered for clip in i.question.clips))
     scores = model.scores(asked, model.see(ClipFiles(test_labels, [clip for _, clip in asked])), batch_size)
     found = agreement_of_scores(answered, scores, model.settings.calibration, seed, read_categories(test_labels))
-    return {**found, "people": agreement_of_people([*rated, *chosen], seed)}
+    return {**found, "people": agreement_of_people(joined(rated, chosen), seed)}
 
 
 def _words(votes: dict[str, int]) -> list[str]:

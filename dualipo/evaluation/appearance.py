@@ -81,7 +81,7 @@ def by_prompt(clips: Path) -> list[list[Any]]:
     groups = {prompt: [seen[clip.id] for clip in own] for prompt, own in store.by_prompt().items()}
     if all(len(own) == 1 for own in groups.values()):
         alone = distinctness([own[0]["small"] for own in groups.values()])
-        apart = dict(zip(groups, alone or [None] * len(groups), strict=True))
+        apart: dict[str, float | None] = dict(zip(groups, alone, strict=True)) if alone else dict.fromkeys(groups)
     else:
         apart = {prompt: _mean(distinctness([clip["small"] for clip in own])) for prompt, own in groups.items()}
     return [
@@ -92,9 +92,9 @@ def by_prompt(clips: Path) -> list[list[Any]]:
 
 def shifts(before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> dict[str, Effect]:
     """Of each statistic: how the prompts' values differ between two tables of `by_prompt`, see `effect`."""
-    tables = [{row[0]: dict(zip(STATISTICS, row[1:], strict=True)) for row in rows} for rows in (before, after)]
-    shared = [prompt for prompt in tables[0] if prompt in tables[1]]
-    return {name: effect(*({p: table[p][name] for p in shared} for table in tables)) for name in STATISTICS}
+    old, new = ({row[0]: dict(zip(STATISTICS, row[1:], strict=True)) for row in rows} for rows in (before, after))
+    shared = [prompt for prompt in old if prompt in new]
+    return {name: effect({p: old[p][name] for p in shared}, {p: new[p][name] for p in shared}) for name in STATISTICS}
 
 
 def effect(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Effect:
@@ -103,11 +103,15 @@ def effect(before: Mapping[str, float | None], after: Mapping[str, float | None]
     The interval resamples prompts. Not in deviations of the difference: two generators that start from the same noise
     differ so evenly that next to nothing would be many of them. None for fewer than two prompts, or equal values.
     """
-    both = [prompt for prompt, value in before.items() if value is not None and after.get(prompt) is not None]
-    deviation = float(np.std([before[prompt] for prompt in both], ddof=1)) if len(both) > 1 else 0.0
+    both = {
+        prompt: (old, new)
+        for prompt, old in before.items()
+        if old is not None and (new := after.get(prompt)) is not None
+    }
+    deviation = float(np.std([old for old, _ in both.values()], ddof=1)) if len(both) > 1 else 0.0
     if not deviation:
         return None
-    return interval([(after[p] - before[p]) / deviation for p in both], both, seed=0)
+    return interval([(new - old) / deviation for old, new in both.values()], list(both), seed=0)
 
 
 def of_pairs(winners: Mapping[str, Mapping[str, Any]], losers: Mapping[str, Mapping[str, Any]]) -> dict[str, Effect]:

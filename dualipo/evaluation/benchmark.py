@@ -11,10 +11,9 @@ from dualipo.config import Config
 from dualipo.evaluation.appearance import by_prompt
 from dualipo.evaluation.suites import Suite, open_suite
 from dualipo.generator.guidance import UNGUIDED, Steering
-from dualipo.generator.sampling import SHARDS, pack_clips, sampling_chunks
+from dualipo.generator.sampling import SHARDS, SamplingChunks, pack_clips, sampling_chunks
 from dualipo.media.store import ClipStore
 from dualipo.records import Clip
-from dualipo.resume import Chunks
 from dualipo.steps import derive_seed
 
 
@@ -37,7 +36,7 @@ def run_benchmark(
 
 def benchmark_chunks(
     config: Config, checkpoint: Path, benchmark: Path, work: Path, steering: Steering = UNGUIDED
-) -> Chunks:
+) -> SamplingChunks:
     """The sampling of the benchmark's clips; a shard also scores its own, where the suite can."""
     suite = open_suite(config, benchmark)
 
@@ -48,7 +47,7 @@ def benchmark_chunks(
     return replace(sampling, before=partial(suite.prepare, work), after=score)
 
 
-def _chunks(config: Config, suite: Suite, checkpoint: Path, work: Path, steering: Steering) -> Chunks:
+def _chunks(config: Config, suite: Suite, checkpoint: Path, work: Path, steering: Steering) -> SamplingChunks:
     root, prompts = config.experiment.seed, suite.prompts
     seeds = [[derive_seed(root, "benchmark", p.id, k) for k in range(suite.samples(p))] for p in prompts]
     return sampling_chunks(checkpoint, prompts, seeds, config.evaluate, work, steering)

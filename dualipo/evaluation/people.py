@@ -5,46 +5,44 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from dualipo.critic.questions import Answered
-from dualipo.critic.voting import INVALID, WORDS, majority, tally
+from dualipo.critic.questions import Answered, Question
+from dualipo.critic.voting import INVALID, WORDS, Kind, majority, tally
 from dualipo.evaluation.bootstrap import interval
 from dualipo.prompts.sampler import normal
-from dualipo.records import HumanChoice, HumanRating, Prompt, read_rows
+from dualipo.records import HumanLabel, Prompt, clips_of, read_rows
 
-LEVELS = {"rating": "ordinal", "choice": "nominal"}
+LEVELS: dict[Kind, Literal["ordinal", "nominal"]] = {"rating": "ordinal", "choice": "nominal"}
 """Level of measurement for Krippendorff's alpha: bad, normal, good are in order; a, b, tie are three names."""
 PROMPTS = "prompts.jsonl"
 """Beside human labels: rows of Prompt whose `categories` say what kind of prompt each text is."""
 
 
-def agreement_of_people(rows: Sequence[HumanRating | HumanChoice], seed: int) -> list[dict[str, Any]]:
+def agreement_of_people(rows: Sequence[HumanLabel], seed: int) -> list[dict[str, Any]]:
     """One entry for each question that an item got two annotators' verdicts on, the ceiling of a critic's agreement.
 
     `alpha`: Krippendorff's, at `level`; null where every verdict is the same. `mean`, `low`, `high`: share of verdicts
     that are the majority of the item's other annotators (equal votes are a tie, or `normal`), in the units of a
     critic's agreement, with its interval over prompts. `items` with two annotators or more, `annotators` at most.
     """
-    items: dict[tuple[str, ...], list[HumanRating | HumanChoice]] = defaultdict(list)
+    items: dict[Question, list[HumanLabel]] = defaultdict(list)
     for row in rows:
-        kind, clips = ("rating", (row.clip,)) if isinstance(row, HumanRating) else ("choice", (row.clip_a, row.clip_b))
-        items[(f"{kind}/{row.dimension}", row.prompt, *clips)].append(row)
-    shared: dict[str, list[list[HumanRating | HumanChoice]]] = defaultdict(list)
-    for (topic, *_), own in items.items():
+        items[Question(row.dimension, row.prompt, clips_of(row))].append(row)
+    shared: dict[tuple[str, Kind], list[list[HumanLabel]]] = defaultdict(list)
+    for question, own in items.items():
         if len(own) > 1:
-            shared[topic].append(own)
-    return [_people(topic, own, seed) for topic, own in sorted(shared.items())]
+            shared[question.topic, question.kind].append(own)
+    return [_people(topic, kind, own, seed) for (topic, kind), own in sorted(shared.items())]
 
 
-def _people(topic: str, items: Sequence[Sequence[HumanRating | HumanChoice]], seed: int) -> dict[str, Any]:
+def _people(topic: str, kind: Kind, items: Sequence[Sequence[HumanLabel]], seed: int) -> dict[str, Any]:
     import krippendorff
 
-    kind = topic.partition("/")[0]
     # in order, from bad to good; of choices the order plays no part.
-    words = WORDS[kind][::-1]  # type: ignore[index]
+    words = WORDS[kind][::-1]
     counts = []
     hits, prompts = [], []
     for rows in items:
@@ -53,7 +51,7 @@ def _people(topic: str, items: Sequence[Sequence[HumanRating | HumanChoice]], se
         counts.append([counted[word] for word in words])
         for index, row in enumerate(rows):
             others = [*verdicts[:index], *verdicts[index + 1 :]]
-            hits.append(float(row.verdict == majority(others, kind)))  # type: ignore[arg-type]
+            hits.append(float(row.verdict == majority(others, kind)))
             prompts.append(row.prompt)
     table = np.array(counts)
     varied = np.count_nonzero(table.sum(0)) > 1
@@ -99,12 +97,12 @@ def read_categories(folder: Path) -> dict[str, dict[str, str]]:
 
 def most_frequent(answered: Sequence[Answered]) -> dict[str, str]:
     """The most frequent verdict of each question; of equals the first in the order of WORDS."""
-    verdicts: dict[str, list[str]] = defaultdict(list)
+    verdicts: dict[tuple[str, Kind], list[str]] = defaultdict(list)
     for item in answered:
-        verdicts[item.question.topic].append(item.verdict)
+        verdicts[item.question.topic, item.question.kind].append(item.verdict)
     found = {}
-    for topic, own in sorted(verdicts.items()):
-        counts = tally(own, WORDS[topic.partition("/")[0]])  # type: ignore[index]
+    for (topic, kind), own in sorted(verdicts.items()):
+        counts = tally(own, WORDS[kind])
         counts.pop(INVALID)
         found[topic] = max(counts, key=lambda word: counts[word])
     return found

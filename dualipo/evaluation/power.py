@@ -22,8 +22,9 @@ class Compared:
     """One score of two versions, points of 100; intervals are of 95 percent, over prompts."""
 
     name: str
-    before: dict[str, float]
-    after: dict[str, float]
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+    """None where its scores.json holds no mean of this score."""
     difference: dict[str, float]
     """after - before, paired by prompt."""
     prompts: int
@@ -96,7 +97,6 @@ def compare(
         raise UserError("the two have no prompt in common; compare scores of one benchmark")
     rows = []
     for name in in_reading_order(found):
-        sides = [scores.get(name) or scores["dimensions"].get(name) for scores in (before, after)]
         own = found[name]
         low, high = np.quantile(own.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         # A resample's deviation is the population's: n in the place of n - 1.
@@ -105,7 +105,8 @@ def compare(
         rows.append(
             Compared(
                 name,
-                *sides,
+                _mean(before, name),
+                _mean(after, name),
                 {"mean": own.mean, "low": float(low), "high": float(high)},
                 own.prompts,
                 deviation,
@@ -114,6 +115,10 @@ def compare(
             )
         )
     return rows
+
+
+def _mean(scores: Mapping[str, Any], name: str) -> dict[str, float] | None:
+    return scores.get(name) or scores["dimensions"].get(name)
 
 
 def as_rows(rows: Sequence[Compared]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class SmallWorld(Suite):
 
         prompts, store = self.prompts, ClipStore(clips)
         asked = {prompt.id: prompt for prompt in prompts}
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "clip": clip.id,
                 "prompt_id": clip.prompt_id,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dualipo.errors import UserError
-from dualipo.records import Record, table_lines
+from dualipo.records import HumanLabel, RealClip, table_lines
 
 CLIP_FIELDS = ("clip", "clip_a", "clip_b")
 
@@ -20,7 +20,7 @@ class Item:
 
     where: str
     """File and line."""
-    rows: tuple[Record, ...]
+    rows: tuple[HumanLabel | RealClip, ...]
     """Human labels or captions; their clip fields hold absolute paths."""
 
     @property

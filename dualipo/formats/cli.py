@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 from dualipo.errors import UserError
 
 if TYPE_CHECKING:
+    from dualipo.cli import Decorated
     from dualipo.formats.base import Found
     from dualipo.media.conform import Shape
 
@@ -23,7 +24,7 @@ def imports() -> None:
     """Bring labels and clips of other formats into a folder that `dualipo run --data` reads."""
 
 
-def _common(command: Callable) -> Callable:
+def _common(command: Decorated) -> Decorated:
     """Arguments and options that all formats share."""
     path = click.Path(path_type=Path)
     for decorate in (
@@ -43,12 +44,12 @@ def _common(command: Callable) -> Callable:
     return command
 
 
-def _clips(command: Callable) -> Callable:
+def _clips(command: Decorated) -> Decorated:
     where = "Folder that the table's clip paths are relative to."
     return click.option("--clips", type=click.Path(file_okay=False, path_type=Path), help=where)(command)
 
 
-def _shaped(command: Callable) -> Callable:
+def _shaped(command: Decorated) -> Decorated:
     """Options that re-encode clips to one shape."""
     for decorate in (
         click.option(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dualipo.errors import UserError
 from dualipo.formats.base import CLIP_FIELDS, Broken, Found, Item, Unusable, clip_of
-from dualipo.records import HumanChoice, HumanRating, RealClip, find_table, parse_row, table_lines
+from dualipo.records import HumanChoice, HumanLabel, HumanRating, RealClip, find_table, parse_row, table_lines
 
-KINDS = {"ratings": HumanRating, "choices": HumanChoice, "captions": RealClip}
+KINDS: dict[str, type[HumanLabel | RealClip]] = {"ratings": HumanRating, "choices": HumanChoice, "captions": RealClip}
 
 
 def own_tables(source: Path, clips: Path | None = None) -> Found:

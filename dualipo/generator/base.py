@@ -7,12 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
 from dualipo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 Size = tuple[int, int, int]
 """Frames, height and width of a clip in pixels."""
@@ -38,11 +41,11 @@ class Generator(ABC):
         """Where it was loaded from, if it was."""
 
     @property
-    def denoiser(self) -> torch.nn.Module:
+    def denoiser(self) -> ModelMixin:
         """The network that alignment trains."""
         return self.pipeline.transformer
 
-    def with_denoiser(self, denoiser: torch.nn.Module) -> Self:
+    def with_denoiser(self, denoiser: ModelMixin) -> Self:
         """The same backbone over another denoiser; everything else is shared."""
         pipeline = copy(self.pipeline)
         pipeline.transformer = denoiser

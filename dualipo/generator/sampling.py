@@ -22,10 +22,18 @@ SHARDS = "shards"
 class Sampling(Protocol):
     """Settings that `generate` and `evaluate` share."""
 
-    steps: int
-    guidance: float
-    batch_size: int
-    size: Size | None
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def size(self) -> Size | None: ...
+
+
+SamplingChunks = Chunks[tuple[Prompt, Sequence[int]]]
+"""Over prompts, each with its clips' seeds."""
 
 
 def sample_clips(
@@ -45,7 +53,7 @@ def sampling_chunks(
     how: Sampling,
     work: Path,
     steering: Steering = UNGUIDED,
-) -> Chunks[tuple[Prompt, Sequence[int]]]:
+) -> SamplingChunks:
     """The sampling, a tar shard in `work`/shards for each chunk; loads the generator for the first chunk missing."""
     shards = work / SHARDS
 
@@ -81,7 +89,7 @@ def sampling_chunks(
     return Chunks(work, "sampling", list(zip(prompts, seeds, strict=True)), SHARD_PROMPTS, shard)
 
 
-def pack_clips(chunks: Chunks, out: Path) -> None:
+def pack_clips(chunks: SamplingChunks, out: Path) -> None:
     """The clip folder of a sampling; samples what is missing."""
     chunks.make(range(len(chunks)))
     shards = chunks.work / SHARDS

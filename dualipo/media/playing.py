@@ -51,10 +51,11 @@ def _encoded(source: Source, name: str | None, tiny: bool) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = None
-        for frame in _frames(source, name):
+        start = 0.0
+        for number, frame in enumerate(_frames(source, name)):
             image = _enlarged(_pixels(frame), tiny)
             if stream is None:
-                start, number = frame.time or 0.0, 0
+                start = frame.time or 0.0
                 stream = container.add_stream("libx264", rate=30, options={"crf": "10", "preset": "veryfast"})
                 stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt = "yuv420p"
@@ -64,7 +65,6 @@ def _encoded(source: Source, name: str | None, tiny: bool) -> bytes:
             seconds = frame.time - start if frame.time is not None else number / 8
             shown.pts, shown.time_base = round(seconds / _CLOCK), _CLOCK
             container.mux(stream.encode(shown))
-            number += 1
         container.mux(stream.encode())
     return buffer.getvalue()
 

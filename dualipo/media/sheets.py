@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 GAP, MARGIN, FONT_SIZE = 4, 16, 14
 PAPER, INK, FAINT = (255, 255, 255), (24, 28, 36), (100, 108, 120)
@@ -85,7 +85,7 @@ def _cell(texts: list[tuple[str, tuple[int, int, int]]], strips: list[Image], wi
     return cell
 
 
-def _fit(text: str, font: FreeTypeFont, width: int) -> str:
+def _fit(text: str, font: FreeTypeFont | ImageFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

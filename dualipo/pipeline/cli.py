@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from dualipo.cli import data_option, data_path, folder_option, load_parameters, 
 from dualipo.errors import UserError
 
 if TYPE_CHECKING:
+    from dualipo.cli import Decorated
     from dualipo.pipeline.client import Run
     from pipelines.build import Build
 
@@ -22,7 +22,7 @@ def pipeline() -> None:
     """The experiment as a Kubeflow pipeline: compile, run here, submit, follow."""
 
 
-def _build_options(command: Callable) -> Callable:
+def _build_options(command: Decorated) -> Decorated:
     command = click.option("--image", help="Container image, by digest.  [default: resources.image]")(command)
     command = click.option(
         "--data-uri",
@@ -33,7 +33,7 @@ def _build_options(command: Callable) -> Callable:
     return data_option(parameter_options(folder_option(command)))
 
 
-def _server_options(command: Callable) -> Callable:
+def _server_options(command: Decorated) -> Decorated:
     command = click.option("--namespace", help="Of a multi-user installation.")(command)
     return click.option("--host", required=True, envvar="KF_PIPELINES_ENDPOINT", help="The server's URL.")(command)
 

@@ -67,7 +67,7 @@ class Draw:
     def prompts(self, prefix: str = "p") -> Iterator[Prompt]:
         """Rows with ids `<prefix>-0001` and so on."""
         for start, block, parts in self._blocks():
-            rows: list[Prompt | None] = [None] * len(block)
+            rows: dict[int, Prompt] = {}
             ids = self._ids(prefix, start, len(block))
             for cell, at, digits in parts:
                 for position, text, attributes in zip(
@@ -76,7 +76,7 @@ class Draw:
                     rows[position] = Prompt(
                         id=ids[position], text=text, categories=cell.cell.categories, attributes=attributes
                     )
-            yield from rows
+            yield from (rows[position] for position in range(len(block)))
 
     def lines(self, prefix: str = "p") -> Iterator[str]:
         """The same rows as JSON lines, byte for byte as `write_rows` writes them, some times faster."""

@@ -246,9 +246,9 @@ class PromptSpace(Section):
             for rule in rules:
                 for part in (rule.when, rule.unless, getattr(rule, "to", {})):
                     self._check_condition(f"{kind} {rule.name!r}", part, factors=True)
-                for factor in rule.equal:
-                    if factor not in self.factors:
-                        raise ValueError(f"{kind} {rule.name!r}: unknown factor {factor!r} under equal")
+                for name in rule.equal:
+                    if name not in self.factors:
+                        raise ValueError(f"{kind} {rule.name!r}: unknown factor {name!r} under equal")
         for number, template in enumerate(self.templates, start=1):
             self._check_template(f"template {number}", template)
         self._check_forbidden()
@@ -368,7 +368,9 @@ def _first_problem(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     key = ".".join(part for part in path if part) or "top level"
     if first["type"] == "extra_forbidden":
-        models = {"factors": Factor, "exclude": Exclusion, "remap": Remap, "templates": Template}
+        models: dict[str, type[Section]] = {
+            "factors": Factor, "exclude": Exclusion, "remap": Remap, "templates": Template,
+        }  # fmt: skip
         model = models[path[0]] if len(path) == 3 else Value if len(path) > 3 else PromptSpace
         return f"unknown key {key!r}; known here: {', '.join(model.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")

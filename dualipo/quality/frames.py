@@ -24,6 +24,7 @@ from dualipo.records import (
     PseudoChoice,
     PseudoRating,
     Record,
+    joined,
 )
 
 PSEUDO_COUNT = 0.5
@@ -205,7 +206,7 @@ def coverage_frame(
     target share: 1 is as asked, 0 a value that nothing is learnt about. Values of target 0 are left out; null where
     nothing is kept."""
     categories = {prompt.id: prompt.categories for prompt in prompts}
-    kept = [categories[label.prompt_id] for label in (*ratings, *choices) if label.kept]
+    kept = [categories[label.prompt_id] for label in joined(ratings, choices) if label.kept]
     row = {
         indicator(category, value): share(sum(own.get(category) == value for own in kept), len(kept) * target)
         for category, shares in targets.items()

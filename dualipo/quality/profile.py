@@ -10,9 +10,18 @@ import numpy as np
 from scipy.stats import binom, entropy
 
 from dualipo.artifacts import write_json
-from dualipo.critic.voting import WORDS, majority, tally
+from dualipo.critic.voting import WORDS, Kind, majority, tally
 from dualipo.quality.evidence import Strict, load
-from dualipo.records import HumanChoice, HumanRating, PseudoChoice, PseudoRating
+from dualipo.records import (
+    HumanChoice,
+    HumanLabel,
+    HumanRating,
+    PseudoChoice,
+    PseudoLabel,
+    PseudoRating,
+    clips_of,
+    joined,
+)
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -51,13 +60,12 @@ class ProfileFile(Strict):
 def profile_humans(ratings: Sequence[HumanRating], choices: Sequence[HumanChoice]) -> LabelProfile:
     """Each item counts once, by its annotators' majority; their votes are its votes."""
     items: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for row in (*ratings, *choices):
-        clips = (row.clip,) if isinstance(row, HumanRating) else (row.clip_a, row.clip_b)
-        items[(topic_of(row), row.prompt, *clips)].append(row.verdict)
+    for row in joined(ratings, choices):
+        items[(topic_of(row), row.prompt, *clips_of(row))].append(row.verdict)
     votes: dict[str, list[dict[str, int]]] = defaultdict(list)
     verdicts: dict[str, list[str]] = defaultdict(list)
     for (topic, *_), given in items.items():
-        kind = "rating" if topic.startswith("rating/") else "choice"
+        kind: Kind = "rating" if topic.startswith("rating/") else "choice"
         votes[topic].append(tally(given, WORDS[kind]))
         verdicts[topic].append(majority(given, kind) or "")
     found = {topic: _question(own, own, votes[topic], None) for topic, own in sorted(verdicts.items())}
@@ -66,8 +74,8 @@ def profile_humans(ratings: Sequence[HumanRating], choices: Sequence[HumanChoice
 
 def profile_labels(source: str, ratings: Sequence[PseudoRating], choices: Sequence[PseudoChoice]) -> LabelProfile:
     """Of pseudo-labels, whose questions are grouped as in `topic_of`."""
-    labels: dict[str, list[PseudoRating | PseudoChoice]] = defaultdict(list)
-    for row in (*ratings, *choices):
+    labels: dict[str, list[PseudoLabel]] = defaultdict(list)
+    for row in joined(ratings, choices):
         labels[topic_of(row)].append(row)
     found = {
         topic: _question(
@@ -81,7 +89,7 @@ def profile_labels(source: str, ratings: Sequence[PseudoRating], choices: Sequen
     return LabelProfile(source=source, questions=found)
 
 
-def topic_of(row: HumanRating | HumanChoice | PseudoRating | PseudoChoice) -> str:
+def topic_of(row: HumanLabel | PseudoLabel) -> str:
     """`rating/motion`, `choice/overall`: questions of one topic are comparable."""
     return f"{'rating' if isinstance(row, HumanRating | PseudoRating) else 'choice'}/{row.dimension}"
 

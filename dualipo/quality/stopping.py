@@ -81,14 +81,19 @@ def gain(before: Standing, after: Standing, draws: Draws) -> dict[str, float] | 
 def risen(before: Interval | None, after: Interval | None) -> dict[str, float] | None:
     """Difference of two measurements with its 95 percent interval, as if they were independent; None where one has no
     interval. Of the same test pairs this is wider than a paired one would be."""
-    ends = [
-        end for found in (before, after) for end in (found and found.mean, found and found.low, found and found.high)
-    ]
-    if any(end is None for end in ends):
+    old, new = _ends(before), _ends(after)
+    if old is None or new is None:
         return None
-    mean, low, high, new_mean, new_low, new_high = ends
+    (mean, low, high), (new_mean, new_low, new_high) = old, new
     half = math.hypot(high - low, new_high - new_low) / 2
     return {"mean": new_mean - mean, "low": new_mean - mean - half, "high": new_mean - mean + half}
+
+
+def _ends(found: Interval | None) -> tuple[float, float, float] | None:
+    """Mean, low and high, where there are all three."""
+    if found is None or found.mean is None or found.low is None or found.high is None:
+        return None
+    return found.mean, found.low, found.high
 
 
 def preference(study: Study) -> dict[str, float]:

@@ -227,12 +227,12 @@ def radar_chart(
         for line, word in enumerate(words):
             parts.append(_text(at_x, at_y + 4 + 13 * (line - (len(words) - 1) / 2), word, anchor))
     parts += [_text(width / 2 + 4, point(0, ring)[1] + 11, number(ring), "start", "ring") for ring in rings[:-1]]
-    for each in series:
-        means = [each.estimates[index]["mean"] for index in axes]  # type: ignore[index]
-        parts.append(f'<polygon class="shape {each.style}" points="{outline(means)}"/>')
-    for each in series:
-        for place, index in enumerate(axes):
-            x, y = point(place, each.estimates[index]["mean"])  # type: ignore[index]
+    means = [[found["mean"] for index in axes if (found := each.estimates[index])] for each in series]
+    for each, own in zip(series, means, strict=True):
+        parts.append(f'<polygon class="shape {each.style}" points="{outline(own)}"/>')
+    for each, own in zip(series, means, strict=True):
+        for place, (index, mean) in enumerate(zip(axes, own, strict=True)):
+            x, y = point(place, mean)
             title = f"<title>{escape(each.told(rows[index], index))}</title>"
             parts.append(f'<circle class="corner {each.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{title}</circle>')
     return _svg(width, height, parts, label)

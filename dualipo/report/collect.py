@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from dualipo.records import (
     Preference,
     Prompt,
     PseudoChoice,
+    PseudoLabel,
     PseudoRating,
+    Record,
+    joined,
     read_rows,
 )
 from dualipo.report.clips import embedded
@@ -145,7 +149,7 @@ def _progress(runs: Path, name: str, prev: str | None) -> tuple[str | None, str 
     return done, None
 
 
-def _count(path: Path, kind: type) -> int | None:
+def _count(path: Path, kind: type[Record]) -> int | None:
     return len(read_rows(path, kind)) if path.is_file() else None
 
 
@@ -165,8 +169,8 @@ def _labels(folder: Path) -> dict[str, Any] | None:
                 "asked": {"count": len(here), "shares": _shares([row.verdict for row in here], verdicts)},
                 "kept": {"count": len(kept), "shares": _shares([row.verdict for row in kept], verdicts)},
             }
-    votes = Counter()
-    for row in (*ratings, *choices):
+    votes: Counter[str] = Counter()
+    for row in joined(ratings, choices):
         votes.update(row.votes)
     return {
         "ratings": _kept(ratings),
@@ -179,11 +183,11 @@ def _labels(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _kept(rows: list) -> dict[str, Any]:
+def _kept(rows: Sequence[PseudoLabel]) -> dict[str, Any]:
     return {"count": len(rows), "kept": sum(row.kept for row in rows), "share": _share(row.kept for row in rows)}
 
 
-def _share(flags: Any) -> float | None:
+def _share(flags: Iterable[bool]) -> float | None:
     flags = list(flags)
     return sum(flags) / len(flags) if flags else None
 
@@ -193,7 +197,7 @@ def _shares(verdicts: list[str], names: tuple[str, ...]) -> dict[str, float]:
     return {name: counts[name] / len(verdicts) if verdicts else 0.0 for name in names}
 
 
-def _histogram(rows: list) -> dict[str, list[int]]:
+def _histogram(rows: Sequence[PseudoLabel]) -> dict[str, list[int]]:
     """Counts of certainty over BINS equal bins of [0, 1], of kept and of dropped labels."""
     edges = np.linspace(0, 1, BINS + 1)
     return {

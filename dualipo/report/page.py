@@ -21,7 +21,9 @@ TITLES = {
     "critic_gate": "Critic agreement",
     "preference_gate": "Preferences",
 }
-CURVES = {
+Curve = tuple[tuple[str, ...], str, str]
+"""Names of its series, its title, and what it tells."""
+CURVES: dict[str, list[Curve]] = {
     "align_curves": [
         (("loss",), "Total loss", "Preference term plus both diffusion-loss terms."),
         (("dpo_loss",), "DPO loss", "ln 2 = 0.693 where model and reference agree; falls."),
@@ -278,7 +280,8 @@ def _curves(rounds: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     known = {name for names, *_ in CURVES[key] for name in names}
     others = [name for name in _ordered(curves for *_, curves in held) if name not in known]
     charts = []
-    for names, title, about in [*CURVES[key], *(((name,), title_of(name), "") for name in others)]:
+    unknown: list[Curve] = [((name,), title_of(name), "") for name in others]
+    for names, title, about in CURVES[key] + unknown:
         lines = [
             Line(
                 f"{round_name(name)}, {LINE_NAMES.get(series, series)}",

@@ -80,7 +80,7 @@ class Step:
         return self.steered and own.idle(config, course)
 
     @property
-    def chunks(self) -> Callable[..., Chunks]:
+    def chunks(self) -> Callable[..., Chunks[Any]]:
         """`chunks(config, job, *, <input ports as paths>)`: that loop."""
         return importlib.import_module(f"dualipo.steps.{self.name}").chunks
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dualipo.artifacts import atomic
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_apart
-from dualipo.records import ClipScores, Desirability, Preference, RealClip, find_table, read_rows
+from dualipo.records import ClipScores, Desirability, Preference, RealClip, find_table, joined, read_rows
 from dualipo.steps import Job, Summary, derive_seed
 from dualipo.training.launch import launch, needs_launch
 
@@ -109,7 +109,7 @@ def _texts(preferences: Path, real_clips: Path) -> dict[str, list[str]]:
     scored = read_rows(preferences / "desirability.jsonl", Desirability, allow_empty=True)
     captions = read_rows(find_table(real_clips, "captions"), RealClip)
     return {
-        str(preferences): [row.prompt for row in [*pairs, *scored]],
+        str(preferences): [row.prompt for row in joined(pairs, scored)],
         str(real_clips): [row.prompt for row in captions],
     }
 

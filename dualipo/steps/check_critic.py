@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dualipo.artifacts import read_json, write_json
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_known_test
-from dualipo.records import read_labels
+from dualipo.records import joined, read_labels
 from dualipo.steps import Job, Summary
 
 
@@ -33,7 +34,7 @@ def check_critic(
     from dualipo.quality.gate import critic_gate
 
     ratings, choices = read_labels(test_labels)
-    require_known_test(read_held_out(held_out), test_labels, (row.prompt for row in [*ratings, *choices]))
+    require_known_test(read_held_out(held_out), test_labels, (row.prompt for row in joined(ratings, choices)))
     measured = measure_agreement(config, candidate, test_labels)
     incumbent = read_json(incumbent_agreement)
     write_json(agreement, {**measured, "baselines": beside(read_json(baselines), incumbent)})
@@ -41,7 +42,7 @@ def check_critic(
     return Summary(metrics={**agreement_metrics(measured), "passed": float(verdict.passed)})
 
 
-def agreement_metrics(measured: dict) -> dict[str, float]:
+def agreement_metrics(measured: dict[str, Any]) -> dict[str, float]:
     """The numbers of an agreement that are worth a curve."""
     found = {"agreement": measured["agreement"]["mean"], "order_consistency": measured["order_consistency"]}
     if measured["ties_excluded"]:

@@ -27,7 +27,7 @@ from dualipo.quality.suites import (
     prompts_suite,
     ratings_suite,
 )
-from dualipo.records import HumanChoice, HumanRating, Prompt, PseudoChoice, PseudoRating, find_table, read_rows
+from dualipo.records import HumanChoice, HumanRating, Prompt, PseudoChoice, PseudoRating, find_table, joined, read_rows
 from dualipo.steps import Job, Summary
 
 
@@ -55,7 +55,7 @@ def check_labels(
     choices = read_rows(Path(labels) / "choices.jsonl", PseudoChoice)
     known = {prompt.id for prompt in prompt_rows}
     store = ClipStore(candidates)
-    for label in (*ratings, *choices):
+    for label in joined(ratings, choices):
         if label.prompt_id not in known:
             raise UserError(f"{labels}: prompt {label.prompt_id!r} is not in {prompts}; label this round's clips again")
     files = [store.file(clip.id) for clip in store.clips]

@@ -11,7 +11,7 @@ from dualipo.config import Config
 from dualipo.steps import Job, Summary
 
 if TYPE_CHECKING:
-    from dualipo.resume import Chunks
+    from dualipo.generator.sampling import SamplingChunks
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     return Summary(metrics=score_metrics(found), pictures=benchmark_sheet(benchmark_clips, job.work), tags=tags)
 
 
-def chunks(config: Config, job: Job, *, candidate: Path, benchmark: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, candidate: Path, benchmark: Path) -> SamplingChunks:
     """The sampling of the benchmark's clips, which shards also score where the suite is VBench."""
     from dualipo.evaluation.benchmark import benchmark_chunks
     from dualipo.generator.guidance import Steering

@@ -10,7 +10,7 @@ from dualipo.records import Prompt, read_rows
 from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
-    from dualipo.resume import Chunks
+    from dualipo.generator.sampling import SamplingChunks
 
 
 def generate(config: Config, job: Job, *, prompts: Path, generator: Path, candidates: Path) -> Summary:
@@ -31,7 +31,7 @@ def generate(config: Config, job: Job, *, prompts: Path, generator: Path, candid
     return Summary(metrics={"clips": float(len(store))}, pictures={"candidates": sheet})
 
 
-def chunks(config: Config, job: Job, *, prompts: Path, generator: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, prompts: Path, generator: Path) -> SamplingChunks:
     """The sampling of the candidates."""
     from dualipo.generator.guidance import Steering
     from dualipo.generator.sampling import sampling_chunks

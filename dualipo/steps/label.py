@@ -14,7 +14,7 @@ import numpy as np
 
 from dualipo.artifacts import write_json
 from dualipo.config import Config, Label
-from dualipo.records import DIMENSIONS, Clip, PseudoChoice, PseudoRating, write_rows
+from dualipo.records import DIMENSIONS, Clip, PseudoChoice, PseudoLabel, PseudoRating, write_rows
 from dualipo.steps import Job, Summary, derive_seed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def label(config: Config, job: Job, *, candidates: Path, critic: Path, critic_re
     return Summary(metrics={key: float(value) for key, value in summary.items() if not isinstance(value, dict)})
 
 
-def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, critic_reference: Path) -> Chunks[list[Clip]]:
     """The questions and their rewards, some prompts' clips at a time; certainties need the rewards of all."""
     from dualipo.critic.base import load_critic
     from dualipo.media.store import ClipStore
@@ -167,7 +167,7 @@ def _mean_rewards(rows: Iterable[dict[str, Any]]) -> tuple[dict[Topic, float], i
 
 def _labels(
     rows: Iterable[dict[str, Any]], kind: Kind, mean: dict[Topic, float], section: Label
-) -> Iterator[PseudoRating | PseudoChoice]:
+) -> Iterator[PseudoLabel]:
     """Labels of one kind; without those that no path ended in."""
     for row in rows:
         if row["kind"] != kind or row["reward"] is None:
@@ -205,7 +205,7 @@ class _Counted:
         self.certainties = array("d")
         self.verdicts: dict[str, Counter[str]] = {name: Counter() for name in (*DIMENSIONS, "overall")}
 
-    def each(self, rows: Iterable[PseudoRating | PseudoChoice]) -> Iterator[PseudoRating | PseudoChoice]:
+    def each(self, rows: Iterable[PseudoLabel]) -> Iterator[PseudoLabel]:
         for row in rows:
             kind = "ratings" if isinstance(row, PseudoRating) else "choices"
             self.count[kind] += 1

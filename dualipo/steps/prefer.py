@@ -61,7 +61,7 @@ def prefer(
         apart = [(item["row"]["clip"], item["dimensions"]) for item in made if "row" in item]
         rows = [ClipScores(clip=clip, **{name: own.get(name) for name in DIMENSIONS}) for clip, own in apart]
         write_rows(preferences / "dimensions.jsonl", rows)
-    summary = {
+    numbers = {
         "prompts": len(store.by_prompt()),
         "pairs": len(pairs),
         "clips": len(scored),
@@ -69,23 +69,27 @@ def prefer(
         "desirable_share": float(np.mean([row.desirable for row in scored])) if scored else 0.0,
         "mean_margin": float(np.mean([pair.winner_score - pair.loser_score for pair in pairs])) if pairs else 0.0,
     }
-    numbers = {key: float(value) for key, value in summary.items()}
+    metrics = {key: float(value) for key, value in numbers.items()}
     scores = [row.score for row in scored]
-    summary["reward"] = interval(scores, [row.prompt_id for row in scored], job.seed) if scored else None
     looks = {item["pair"][0]["prompt_id"]: item["looks"] for item in made if "pair" in item}
-    summary["appearance"] = of_pairs(*({prompt: own[side] for prompt, own in looks.items()} for side in (0, 1)))
+    winners, losers = ({prompt: own[side] for prompt, own in looks.items()} for side in (0, 1))
+    summary: dict[str, Any] = {
+        **numbers,
+        "reward": interval(scores, [row.prompt_id for row in scored], job.seed) if scored else None,
+        "appearance": of_pairs(winners, losers),
+    }
     if observed := {item["row"]["clip"]: item["observed"] for item in made if "observed" in item}:
         summary["videoreward"] = _observation(scored, pairs, observed, job.seed)
-        numbers |= {f"videoreward_{key}": found["mean"] for key, found in summary["videoreward"].items() if found}
+        metrics |= {f"videoreward_{key}": found["mean"] for key, found in summary["videoreward"].items() if found}
     write_json(preferences / "summary.json", summary)
     verdict = preference_gate(gate, pairs, section)
     pictures = {}
     if shown := pairs[:8]:
         sheet = job.work / "pairs.png"
-        sides = [[store[clip] for clip in ids] for ids in zip(*((p.winner, p.loser) for p in shown), strict=True)]
-        sheet.write_bytes(side_by_side(*sides, [pair.prompt for pair in shown], ("winner", "loser")))
+        better, worse = [store[pair.winner] for pair in shown], [store[pair.loser] for pair in shown]
+        sheet.write_bytes(side_by_side(better, worse, [pair.prompt for pair in shown], ("winner", "loser")))
         pictures["pairs"] = sheet
-    return Summary(metrics={**numbers, "passed": float(verdict.passed)}, pictures=pictures)
+    return Summary(metrics={**metrics, "passed": float(verdict.passed)}, pictures=pictures)
 
 
 def _observation(
@@ -103,7 +107,7 @@ def _observation(
     }
 
 
-def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: Path) -> Chunks[list[Clip]]:
     """The scoring, some prompts' clips at a time: rows of scores, with what a VideoReward beside the critic makes of
     the clip, and of pairs."""
     from dualipo.critic.scoring import Reward, load_scorer
@@ -136,38 +140,38 @@ def chunks(config: Config, job: Job, *, candidates: Path, critic: Path, reward: 
                 observed |= observer().observe([clip for clip in clips if clip.id in frames], frames)
         rated = scorer.rate(clips, seen, derive_seed(job.seed, index, "ratings"))
         rows = [
-            {
-                "clip": clip.id,
-                "prompt_id": clip.prompt_id,
-                "prompt": clip.prompt,
-                "desirable": rated[clip.id].desirable,
-                "score": rated[clip.id].score,
-            }
+            Desirability(
+                clip=clip.id, prompt_id=clip.prompt_id, prompt=clip.prompt,
+                desirable=rated[clip.id].desirable, score=rated[clip.id].score,
+            )
             for clip in clips
             if clip.id in rated
-        ]
-        ends = [_ends([row for row in rows if row["prompt_id"] == group[0].prompt_id]) for group in groups]
-        ends = [pair for pair in ends if pair and pair[0]["score"] - pair[1]["score"] >= section.min_margin]
+        ]  # fmt: skip
+        found = [_ends([row for row in rows if row.prompt_id == group[0].prompt_id]) for group in groups]
+        ends = [pair for pair in found if pair and pair[0].score - pair[1].score >= section.min_margin]
         if section.confirm and ends:
-            shown = [(top["prompt"], top["clip"], bottom["clip"]) for top, bottom in ends]
+            shown = [(top.prompt, top.clip, bottom.clip) for top, bottom in ends]
             against = scorer.contradicts(shown, seen, derive_seed(job.seed, index, "pairs"))
             ends = [pair for pair, contradicted in zip(ends, against, strict=True) if not contradicted]
-        told = [
+        told: list[dict[str, Any]] = [
             {
-                "row": row,
-                "dimensions": dict(rated[row["clip"]].dimensions),
-                **({"observed": observed[row["clip"]]} if watching else {}),
+                "row": row.model_dump(),
+                "dimensions": dict(rated[row.clip].dimensions),
+                **({"observed": observed[row.clip]} if watching else {}),
             }
             for row in rows
         ]
-        return [*told, *({"pair": pair, "looks": [looks[row["clip"]] for row in pair]} for pair in ends)]
+        told += [
+            {"pair": [row.model_dump() for row in pair], "looks": [looks[row.clip] for row in pair]} for pair in ends
+        ]
+        return told
 
     groups = list(store.by_prompt().values())
     return Chunks(job.work, "preferring", groups, chunk_size(groups, PROMPTS_A_CHUNK), chunk)
 
 
-def _ends(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _ends(rows: Sequence[Desirability]) -> tuple[Desirability, Desirability] | None:
     """Best and worst of one prompt's scored clips; of equals the first. None where all are equal."""
-    if len({row["score"] for row in rows}) < 2:
+    if len({row.score for row in rows}) < 2:
         return None
-    return max(rows, key=lambda row: row["score"]), min(rows, key=lambda row: row["score"])
+    return max(rows, key=lambda row: row.score), min(rows, key=lambda row: row.score)

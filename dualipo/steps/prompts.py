@@ -7,7 +7,7 @@ from pathlib import Path
 from dualipo.artifacts import write_json
 from dualipo.config import Config
 from dualipo.errors import UserError
-from dualipo.records import Prompt, read_labels, read_rows, write_rows
+from dualipo.records import Prompt, joined, read_labels, read_rows, write_rows
 from dualipo.steps import Job, Summary
 
 
@@ -45,5 +45,5 @@ def held_out_texts(test_labels: Path, benchmark: Path) -> frozenset[str]:
     from dualipo.evaluation.vbench.prompts import official_texts
 
     ratings, choices = read_labels(test_labels)
-    tested = {row.prompt for row in [*ratings, *choices]}
+    tested = {row.prompt for row in joined(ratings, choices)}
     return official_texts() | tested | {row.text for row in read_rows(benchmark, Prompt)}

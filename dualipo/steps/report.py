@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dualipo.artifacts import atomic
 from dualipo.config import Config
-from dualipo.steps import Job, Summary
+from dualipo.steps import BASE, Job, Summary
 
 
 def report(config: Config, job: Job, *, runs: Path, page: Path) -> Summary:
@@ -20,8 +20,11 @@ def report(config: Config, job: Job, *, runs: Path, page: Path) -> Summary:
     gathered = collect(config, runs)
     with atomic(page) as temporary:
         temporary.write_text(render(gathered), encoding="utf-8")
-    totals = {entry["name"]: (entry["scores"] or {}).get("total") for entry in gathered["rounds"]}
-    metrics = {"total_base": totals["base"]["mean"], "total_final": totals[gathered["final"]]["mean"]}
+    scores = {entry["name"]: entry["scores"] for entry in gathered["rounds"]}
+    metrics = {
+        "total_base": scores[BASE]["total"]["mean"],
+        "total_final": scores[gathered["final"]]["total"]["mean"],
+    }
     if gathered["gain"]:
         metrics |= {f"gain_{key}": gathered["gain"][key] for key in ("mean", "low", "high")}
     metrics["rounds_finished"] = float(sum(entry["finished"] for entry in gathered["rounds"][1:]))
@@ -33,7 +36,6 @@ def _pictures(runs: Path, final: str, work: Path) -> dict[str, Path]:
     from dualipo.media.sheets import side_by_side
     from dualipo.media.store import MANIFEST, ClipStore
     from dualipo.report.collect import pick_pairs
-    from dualipo.steps import BASE
 
     folders = [runs / name / "benchmark_clips" for name in (BASE, final)]
     if final == BASE or not all((folder / MANIFEST).is_file() for folder in folders):

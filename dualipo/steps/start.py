@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from dualipo.artifacts import copy_folder, write_json
 from dualipo.config import Config
 from dualipo.heldout import HeldOut, hold_out, require_apart, write_held_out
-from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, read_labels, read_rows
+from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, joined, read_labels, read_rows
 from dualipo.steps import Job, Summary
 
 if TYPE_CHECKING:
-    from dualipo.resume import Chunks
+    from dualipo.generator.sampling import SamplingChunks
 
 
 def start(
@@ -66,7 +66,7 @@ def start(
     return Summary(metrics=metrics, pictures=benchmark_sheet(benchmark_clips, job.work))
 
 
-def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, **others: Path) -> Chunks:
+def chunks(config: Config, job: Job, *, base_generator: Path, benchmark: Path, **others: Path) -> SamplingChunks:
     """The sampling of the benchmark's clips, which shards also score where the suite is VBench."""
     from dualipo.evaluation.benchmark import benchmark_chunks
 
@@ -83,7 +83,7 @@ def check_data(
     labels = {folder: read_labels(folder) for folder in (seed_labels, test_labels)}
     prompts: dict[Path, list[str]] = {}
     for folder, (ratings, choices) in labels.items():
-        prompts[folder] = [row.prompt for row in [*ratings, *choices]]
+        prompts[folder] = [row.prompt for row in joined(ratings, choices)]
         named = {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}
         for clip in sorted(named):
             check_clip(folder / clip)

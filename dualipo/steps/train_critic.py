@@ -8,7 +8,7 @@ from dualipo.artifacts import atomic, copy_folder
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_apart
 from dualipo.quality.evidence import Course, load
-from dualipo.records import PseudoChoice, PseudoRating, read_labels, read_rows
+from dualipo.records import PseudoChoice, PseudoRating, joined, read_labels, read_rows
 from dualipo.steps import Job, Summary
 from dualipo.training.launch import launch, needs_launch
 
@@ -52,12 +52,12 @@ def train_critic(
     ratings = read_rows(labels / "ratings.jsonl", PseudoRating)
     choices = read_rows(labels / "choices.jsonl", PseudoChoice)
     held = read_held_out(held_out)
-    require_apart(held, {str(labels): (row.prompt for row in [*ratings, *choices])})
+    require_apart(held, {str(labels): (row.prompt for row in joined(ratings, choices))})
     rated, chosen = read_labels(seed_labels)
-    require_apart(held, {str(seed_labels): (row.prompt for row in [*rated, *chosen])}, ["test"])
+    require_apart(held, {str(seed_labels): (row.prompt for row in joined(rated, chosen))}, ["test"])
     model = load_critic(critic)
     human = human_set(model, seed_labels)
-    pseudo = pseudo_set(model, candidates, [row for row in [*ratings, *choices] if row.kept])
+    pseudo = pseudo_set(model, candidates, [row for row in joined(ratings, choices) if row.kept])
     result = train_srpo(model, human, pseudo, section, job.work, job.seed)
     if not world().main:
         return Summary()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dualipo.config import Config
 from dualipo.heldout import read_held_out, require_apart
-from dualipo.records import read_labels
+from dualipo.records import joined, read_labels
 from dualipo.steps import Job, Summary
 
 
@@ -27,7 +27,9 @@ def train_reward(
         write_none(reward)
         return Summary()
     ratings, choices = read_labels(seed_labels)
-    require_apart(read_held_out(held_out), {str(seed_labels): (row.prompt for row in [*ratings, *choices])}, ["test"])
+    require_apart(
+        read_held_out(held_out), {str(seed_labels): (row.prompt for row in joined(ratings, choices))}, ["test"]
+    )
     from dualipo.critic.videoreward.training import reward_from_labels, write_reward
 
     model, result = reward_from_labels(critic_reference, seed_labels, section, job.work, job.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dualipo.artifacts import Digest
 from dualipo.steps import Kind
 
-MODELS = ("critic", "generator", "reward")
+MODELS: tuple[Kind, ...] = ("critic", "generator", "reward")
 """Kinds of artifacts that are registered as model versions."""
 KEPT = ("gate", "scores", "page")
 """Kinds of artifacts that are kept with the run."""

@@ -251,12 +251,12 @@ class Registry:
             differ = {key: value for key, value in tags.items() if versions[number].tags.get(key) != value}
             self.set_tags(versions[number], differ)
         # previous first: whoever is killed in between leaves a champion all the same.
-        for alias, number in ((PREVIOUS, line.previous), (CHAMPION, line.champion)):
+        for alias, wants in ((PREVIOUS, line.previous), (CHAMPION, line.champion)):
             holder = next((version.number for version in versions.values() if alias in version.aliases), None)
             client = self.store.client
-            if number is not None and holder != number:
-                self.store.insist(partial(client.set_registered_model_alias, line.model, alias, str(number)))
-            elif number is None and holder is not None:
+            if wants is not None and holder != wants:
+                self.store.insist(partial(client.set_registered_model_alias, line.model, alias, str(wants)))
+            elif wants is None and holder is not None:
                 self.store.insist(partial(client.delete_registered_model_alias, line.model, alias))
 
     def _again(self, version: Version) -> Version:

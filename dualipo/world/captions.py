@@ -60,7 +60,7 @@ def mistaken(scene: Scene, rng: np.random.Generator, count: int = 1) -> Scene:
         value = str(rng.choice([v for v in _CHOICES[key] if v != getattr(scene, key)]))
         if key == "colour" and value == scene.colour2:
             scene = replace(scene, colour=value, colour2=scene.colour)
-        elif key == "colour2" and value == scene.colour:
+        elif key == "colour2" and scene.colour2 and value == scene.colour:
             scene = replace(scene, colour2=value, colour=scene.colour2)
         elif key == "motion":
             speed = (

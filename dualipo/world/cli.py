@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dualipo.runtime import prepare_torch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dualipo.cli import Decorated
 
 
 @click.group()
@@ -14,7 +20,7 @@ def world() -> None:
     """Make the small world's base models and data again, from nothing."""
 
 
-def _folder(command: click.Command) -> click.Command:
+def _folder(command: Decorated) -> Decorated:
     option = click.option(
         "--data", default="data", type=click.Path(path_type=Path), show_default=True, help="Data folder."
     )
@@ -52,8 +58,9 @@ def generator(
     prepare_torch()
     folder, usual = FAMILIES[family]
     asked = (vae_steps, steps, wild_steps)
-    how_long = [own if mine is None else mine for mine, own in zip(asked, usual, strict=True)]
-    (train_wan if family == "wan" else train_generator)(data / folder, seed, *how_long, vae=vae)
+    train = train_wan if family == "wan" else train_generator
+    on_vae, on_clean, on_wild = (own if mine is None else mine for mine, own in zip(asked, usual, strict=True))
+    train(data / folder, seed, on_vae, on_clean, on_wild, vae=vae)
 
 
 @world.command()
@@ -81,7 +88,7 @@ def critic(data: Path, seed: int, vision_steps: int, steps: int, generated_steps
     prepare_torch()
     model = load_generator(data / "generator")
 
-    def restore(clips):
+    def restore(clips: np.ndarray) -> np.ndarray:
         return model.decode(model.encode_clips(clips))
 
     described = described_pairs(data, model, seed)

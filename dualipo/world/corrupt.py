@@ -63,7 +63,7 @@ def render_with_faults(scene: Scene, faults: list[Fault], seed: int) -> np.ndarr
         empty = paint(scene, np.full_like(centres, -4 * SIZE))
         when = rng.choice(FRAMES, int(np.ceil(by_name["vanish"] * FRAMES / 3)), replace=False)
         frames[when] = empty[when]
-    look = frames.astype(np.float32)
+    look: np.ndarray = frames.astype(np.float32)
     if "blur" in by_name:
         sigma = 0.5 + 1.8 * by_name["blur"]
         look = ndimage.gaussian_filter(look, (0, sigma, sigma, 0))

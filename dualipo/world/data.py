@@ -123,8 +123,8 @@ def _write_real_clips(folder: Path, seed: int, held_out: frozenset[str]) -> None
 
 
 def write_csv(path: Path, rows: Iterable[Record]) -> None:
-    rows = [row.model_dump() for row in rows]
+    table = [row.model_dump() for row in rows]
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(table)

@@ -7,7 +7,7 @@ plays the writers of the captions that a vision-language model is pretrained on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -60,21 +60,29 @@ def rendered_pairs(count: int, seed: int, restore: Restore | None = None) -> lis
     rng = np.random.default_rng(seed)
     captions = random_captions(count, seed)
     made = [_render_answer(scene, rng) for _, scene in captions for _ in range(2)]
-    clips = [clip for clip, *_ in made]
+    clips = [answer.clip for answer in made]
     if restore is not None:
         for start in range(0, len(clips), 64):
             clips[start : start + 64 : 2] = restore(np.stack(clips[start : start + 64 : 2]))
     described = [
-        _drawn(clip, captions[i // 2][1], *known) for i, (clip, (_, *known)) in enumerate(zip(clips, made, strict=True))
+        _drawn(captions[i // 2][1], replace(answer, clip=clip))
+        for i, (clip, answer) in enumerate(zip(clips, made, strict=True))
     ]
-    return [(text, *described[2 * i : 2 * i + 2]) for i, (text, _) in enumerate(captions)]
+    return [(text, described[2 * i], described[2 * i + 1]) for i, (text, _) in enumerate(captions)]
 
 
-def _render_answer(asked: Scene, rng: np.random.Generator) -> tuple[np.ndarray, Scene, float, float]:
-    """A clip as a generator might answer the prompt: half the time with wrong attributes, often with faults.
+@dataclass(frozen=True)
+class _Answer:
+    """A clip, and what is known of it from how it was drawn."""
 
-    Returned with the scene it shows, its smoothness and its faithfulness, all known from how it was drawn.
-    """
+    clip: np.ndarray
+    shown: Scene
+    smoothness: float
+    faithfulness: float
+
+
+def _render_answer(asked: Scene, rng: np.random.Generator) -> _Answer:
+    """A clip as a generator might answer the prompt: half the time with wrong attributes, often with faults."""
     shown = mistaken(asked, rng, int(rng.choice([1, 2]))) if rng.random() < 0.5 else asked
     faults: list[Fault] = []
     if rng.random() < 0.5:
@@ -86,16 +94,16 @@ def _render_answer(asked: Scene, rng: np.random.Generator) -> tuple[np.ndarray, 
             other = "faithfulness" if fault.dimension == "motion" else "motion"
             quality[other] = min(quality[other], 0.95 - 0.4 * fault.severity)
     clip = render_with_faults(shown, faults, int(rng.integers(2**31)))
-    return clip, shown, quality["motion"], quality["faithfulness"]
+    return _Answer(clip, shown, quality["motion"], quality["faithfulness"])
 
 
-def _drawn(clip: np.ndarray, asked: Scene, shown: Scene, smoothness: float, faithfulness: float) -> Described:
-    seen = {key: value for key, value in asdict(shown).items() if value is not None}
+def _drawn(asked: Scene, answer: _Answer) -> Described:
+    seen = {key: value for key, value in asdict(answer.shown).items() if value is not None}
     wanted = {key: value for key, value in asdict(asked).items() if value is not None}
     if wanted.get("speed") or seen.get("speed"):
         seen.setdefault("speed", "still")
     holds = {key: seen.get(key) == value for key, value in wanted.items()}
-    return Described(clip, seen, holds, smoothness, faithfulness)
+    return Described(answer.clip, seen, holds, answer.smoothness, answer.faithfulness)
 
 
 def generated_pairs(

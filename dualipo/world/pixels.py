@@ -9,12 +9,16 @@ compare: None. A frozen clip maxes all three.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
 
 from dualipo.world.oracle import View
+
+Seen = TypeVar("Seen")
+"""What is compared of a frame."""
 
 
 def temporal_flickering(clip: np.ndarray) -> float | None:
@@ -56,7 +60,7 @@ def background_consistency(view: View) -> float | None:
     return _against_first_and_last(list(zip(view.frames, free, strict=True)), _alike)
 
 
-def _against_first_and_last(items: list, similarity: Callable[..., float]) -> float:
+def _against_first_and_last(items: Sequence[Seen], similarity: Callable[[Seen, Seen], float]) -> float:
     """Mean over all items but the first of how similar each is to the one before it and to the first."""
     each = [(similarity(before, item) + similarity(items[0], item)) / 2 for before, item in itertools.pairwise(items)]
     return float(np.mean(each))

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dualipo.records import HumanChoice, HumanRating, RealClip, Record, find_table, read_rows
+from dualipo.records import HumanChoice, HumanRating, RealClip, Record, clips_of, find_table, joined, read_rows
 
 MODELS = ("generator", "critic", "critic_reference")
 
@@ -19,13 +19,14 @@ def shrink(
     for name in MODELS:
         shutil.copytree(data / name, target / name)
     for name, prompts in (("seed", seed_prompts), ("test", test_prompts)):
-        tables = [("ratings", HumanRating), ("choices", HumanChoice)]
-        rows = {stem: read_rows(find_table(data / name, stem), kind) for stem, kind in tables}
-        kept = list(dict.fromkeys(row.prompt for row in rows["choices"]))[:prompts]
-        for stem, own in rows.items():
-            _write(target / name / f"{stem}.csv", [row for row in own if row.prompt in kept])
-        named = {clip for row in rows["choices"] if row.prompt in kept for clip in (row.clip_a, row.clip_b)}
-        named |= {row.clip for row in rows["ratings"] if row.prompt in kept}
+        ratings = read_rows(find_table(data / name, "ratings"), HumanRating)
+        choices = read_rows(find_table(data / name, "choices"), HumanChoice)
+        kept = list(dict.fromkeys(row.prompt for row in choices))[:prompts]
+        ratings = [row for row in ratings if row.prompt in kept]
+        choices = [row for row in choices if row.prompt in kept]
+        _write(target / name / "ratings.csv", ratings)
+        _write(target / name / "choices.csv", choices)
+        named = {clip for row in joined(ratings, choices) for clip in clips_of(row)}
         _copy_clips(data / name, target / name, sorted(named))
     captions = read_rows(find_table(data / "real", "captions"), RealClip)[:real]
     _write(target / "real/captions.csv", captions)

@@ -49,11 +49,11 @@ def rated_clips(answered: Sequence[Answered]) -> list[Rated]:
 
 
 def chosen_pairs(answered: Sequence[Answered]) -> list[Pair]:
-    return [
-        Pair(item.question.prompt, *item.question.clips, item.question.dimension, CHOICES.index(item.verdict))
-        for item in answered
-        if item.question.kind == "choice"
-    ]
+    found = []
+    for question, verdict in ((item.question, item.verdict) for item in answered if item.question.kind == "choice"):
+        one, two = question.clips
+        found.append(Pair(question.prompt, one, two, question.dimension, CHOICES.index(verdict)))
+    return found
 
 
 def implied_pairs(answered: Sequence[Answered]) -> list[Pair]:

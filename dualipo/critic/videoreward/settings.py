@@ -13,7 +13,7 @@ from dualipo.errors import UserError
 from dualipo.evaluation.calibration import Calibration
 from dualipo.records import DIMENSIONS
 
-MODEL_TYPE = "videoreward"
+MODEL_TYPE: Literal["videoreward"] = "videoreward"
 """`model_type` in config.json: by it the loop tells a VideoReward from a generative critic."""
 
 

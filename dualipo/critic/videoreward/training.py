@@ -128,7 +128,8 @@ def _tuned(model: VideoReward, section: TrainReward) -> Iterator[None]:
     if section.lora_rank:
         from peft import LoraConfig, get_peft_model
 
-        lora = LoraConfig(r=section.lora_rank, lora_alpha=section.lora_alpha, target_modules="all-linear")
+        alpha: Any = section.lora_alpha  # PEFT takes any number, and says int
+        lora = LoraConfig(r=section.lora_rank, lora_alpha=alpha, target_modules="all-linear")
         adapted = get_peft_model(language, lora)
     else:
         language.requires_grad_(True)

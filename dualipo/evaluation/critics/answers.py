@@ -175,8 +175,10 @@ class External(Judge):
 
     def answer(self, labels: LabelledSet, work: Path) -> list[Answer]:
         named = {clip: _relative(clip, labels.folder) for i in labels.answered for clip in i.question.clips}
-        asked = [replace(i, question=replace(q, clips=tuple(named[c] for c in q.clips)))
-                 for i in labels.answered if (q := i.question)]  # fmt: skip
+        asked = [
+            replace(item, question=replace(item.question, clips=tuple(named[clip] for clip in item.question.clips)))
+            for item in labels.answered
+        ]
         names, values = read_external(self.table, asked)
         dimensions = [DIMENSION_OF.get(name, name) for name in names]
         if unknown := [n for n, d in zip(names, dimensions, strict=True) if d not in (*DIMENSIONS, "overall")]:

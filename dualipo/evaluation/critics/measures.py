@@ -227,7 +227,7 @@ def reliability(answers: Sequence[Answer], k: int, seed: int, resamples: int = 2
     places = np.minimum((np.array(shares) * BINS + 1e-9).astype(int), BINS - 1)
     _, prompts = np.unique([answer.question.prompt for answer in answers], return_inverse=True)
     table = np.zeros((3, prompts.max() + 1, BINS))
-    for row, values in enumerate((np.ones(len(answers)), shares, hits)):
+    for row, values in enumerate((np.ones(len(answers)), np.array(shares), np.array(hits))):
         np.add.at(table[row], (prompts, places), values)
     count, share, hit = table.sum(1)
     rng = np.random.default_rng(seed)

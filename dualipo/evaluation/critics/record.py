@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ def benchmark_critic(
     if judge.kind == "generative":
         how |= {"paths": list(sweep), "temperature": asked.temperature, "max_new_tokens": asked.max_new_tokens}
         how |= {"orders": 2}
+    log = None
     if tracked is not None:
         from dualipo.tracking.critics import find_version, log_record
 
-        version = find_version(tracked, config, critic)
+        log = partial(log_record, tracked, config, find_version(tracked, config, critic))
     record = record_critic(judge, critic, read, sweep, how, seed, out)
-    if tracked is not None:
-        log_record(tracked, config, version, record, out)
+    if log is not None:
+        log(record, out)
     return record
 
 

@@ -11,7 +11,7 @@ from dualipo.errors import UserError
 from dualipo.formats.base import Broken, Found, open_table
 from dualipo.formats.budget import Budget
 from dualipo.formats.pairs import genai_bench, videogen_rewardbench
-from dualipo.records import HumanChoice, read_labels
+from dualipo.records import HumanChoice, joined, read_labels
 
 LAYOUTS: dict[str, Callable[[Path, Path | None], Found]] = {
     "videogen_rewardbench": videogen_rewardbench,
@@ -62,12 +62,12 @@ def _own(source: Path) -> LabelledSet:
             i.verdict,
             i.reason,
         )
-        for i in human_answers([*ratings, *choices])
+        for i in human_answers(joined(ratings, choices))
     ]
     for clip in dict.fromkeys(clip for item in answered for clip in item.question.clips):
         if not Path(clip).is_file():
             raise UserError(f"{clip}: no such clip; replace it or drop its rows")
-    annotators = tuple(sorted({row.annotator for row in [*ratings, *choices]}))
+    annotators = tuple(sorted({row.annotator for row in joined(ratings, choices)}))
     return LabelledSet(OWN, source, source, tuple(answered), annotators)
 
 

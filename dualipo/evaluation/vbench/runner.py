@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 from importlib import metadata
+from typing import NoReturn
 
 WRONG_ENVIRONMENT = 2
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--version", required=True)
     parser.add_argument("--dimension")
@@ -52,7 +53,7 @@ def main():
         sys.exit(f"VBench ended without writing {written}")
 
 
-def _evaluate(options):
+def _evaluate(options: argparse.Namespace) -> str:
     from vbench import VBench
 
     bench = VBench(_device(), options.info, options.out)
@@ -67,15 +68,17 @@ def _evaluate(options):
     return written
 
 
-def _left_out_every_clip(error):
+def _left_out_every_clip(error: ZeroDivisionError) -> bool:
     """Whether this is VBench's division, in color.py, by the number of clips that it did not leave out."""
     trace = error.__traceback__
-    while trace.tb_next:
+    while trace and trace.tb_next:
         trace = trace.tb_next
+    if trace is None:
+        return False
     return trace.tb_frame.f_code.co_name == "color" and trace.tb_frame.f_locals.get("video_count") == 0
 
 
-def _static_filter(options):
+def _static_filter(options: argparse.Namespace) -> str:
     from vbench.cli import static_filter as module
     from vbench.utils import CACHE_DIR, init_submodules
 
@@ -98,22 +101,22 @@ def _static_filter(options):
     return os.path.join(options.out, store)
 
 
-def _device():
+def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _refuse(message):
+def _refuse(message: str) -> NoReturn:
     sys.stderr.write(message + "\n")
     sys.exit(WRONG_ENVIRONMENT)
 
 
-def _end_with_parent():
+def _end_with_parent() -> None:
     """Whoever started this may be killed; a GPU must not be kept busy for nobody."""
     parent = os.getppid()
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(2)
         os._exit(1)

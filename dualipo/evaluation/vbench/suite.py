@@ -56,8 +56,8 @@ class VBench(Suite):
         kind = Merging if is_shared(work) else Scoring
         scoring = kind(self.selection, ClipStore(clips), work, self.config.evaluate.vbench_python)
         measured = scoring.measure()
-        for dimension, found in measured.items():
-            write_json(clips / RAW / f"{dimension}{SUFFIX}", {dimension: found.raw})
+        for dimension, each in measured.items():
+            write_json(clips / RAW / f"{dimension}{SUFFIX}", {dimension: each.raw})
         write_clip_scores(clips, scoring.clip_scores(measured))
         table = scoring.by_prompt(measured)
         found = intervals(table, self.seed(), self.config.evaluate.bootstrap)
