@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -149,29 +150,42 @@ def test_the_pooled_interval_draws_whole_prompts():
 # ---- run
 
 
+@dataclass(frozen=True)
+class Studied:
+    """A study of two variants with one seed, done by DVC."""
+
+    project: Project
+    printed: str
+
+    @property
+    def folder(self) -> Path:
+        return self.project.folder
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, repository) -> Project:
+def studied(tmp_path_factory, repository) -> Studied:
     folder = tmp_path_factory.mktemp("studies")
     shrink(repository / "data", folder / "data")
     (folder / "params.yaml").write_bytes((repository / "params/smoke.yaml").read_bytes())
     project = Project(folder)
     project.do("git", "init", "--quiet")
     project.dvc("init", "--quiet")
-    return project
-
-
-def test_a_study_is_a_dvc_pipeline_that_shares_what_its_variants_share(project):
-    folder = project.folder
     arguments = ["study", "losses", "--seed", "0", "--folder", str(folder)]
     found = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    assert found.exit_code == 0 and "cannot be told**: 1 of the 3 seeds" in found.output
+    assert found.exit_code == 0
+    return Studied(project, found.output)
+
+
+def test_a_study_is_a_dvc_pipeline_that_shares_what_its_variants_share(studied):
+    folder = studied.folder
+    assert "cannot be told**: 1 of the 3 seeds" in studied.printed
     results = json.loads((folder / "studies/losses/results.json").read_text())
     assert [row["variant"] for row in results["rows"] if row["round"] == "1"] == ["full", "kto"]
     assert len({row["candidate"] for row in results["rows"] if row["round"] == "1"}) > 1
     runs = folder / "studies/runs/seed-0"
     records = {v: json.loads((runs / v / ".dualipo/done/base-start.json").read_text()) for v in ("full", "kto")}
     assert len({record["seconds"] for record in records.values()}) == 1, "measured once, for all"
-    status = json.loads(project.dvc("status", "--json", "studies/losses/dvc.yaml"))
+    status = json.loads(studied.project.dvc("status", "--json", "studies/losses/dvc.yaml"))
     assert status == {}
     # another study finds the run of `full` done.
     before = (runs / "full/.dualipo/done/1-align.json").stat().st_mtime_ns
@@ -184,8 +198,8 @@ def test_a_study_is_a_dvc_pipeline_that_shares_what_its_variants_share(project):
     assert (runs / "full/.dualipo/done/1-align.json").stat().st_mtime_ns == before
 
 
-def test_what_is_taken_from_another_run_is_what_would_be_made(project, tmp_path):
-    folder = project.folder
+def test_what_is_taken_from_another_run_is_what_would_be_made(studied, tmp_path):
+    folder = studied.folder
     lender = folder / "studies/runs/seed-0/kto"
     config = CATALOGUE.variants["kto"].config(load_config(folder / "params.yaml"), 0)
     own, taken = tmp_path / "own", tmp_path / "taken"
@@ -198,8 +212,8 @@ def test_what_is_taken_from_another_run_is_what_would_be_made(project, tmp_path)
     assert files[own].keys() == files[taken].keys() and files[own] == files[taken]
 
 
-def test_a_lender_that_was_changed_lends_nothing(project, tmp_path):
-    folder = project.folder
+def test_a_lender_that_was_changed_lends_nothing(studied, tmp_path):
+    folder = studied.folder
     lender = tmp_path / "lender"
     shutil.copytree(folder / "studies/runs/seed-0/full", lender, symlinks=True)
     prompts = lender / "runs/1/prompts.jsonl"
