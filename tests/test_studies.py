@@ -182,6 +182,10 @@ def test_a_study_is_a_dvc_pipeline_that_shares_what_its_variants_share(studied):
     results = json.loads((folder / "studies/losses/results.json").read_text())
     assert [row["variant"] for row in results["rows"] if row["round"] == "1"] == ["full", "kto"]
     assert len({row["candidate"] for row in results["rows"] if row["round"] == "1"}) > 1
+    (line,) = [row for row in studied.printed.splitlines() if row.startswith("| prompt_success |")]
+    scores = [row["dimensions"]["prompt_success"] for row in results["rows"]]
+    assert len(scores) == 4 and scores[0] == scores[2], "base and one round, of each variant"
+    assert line.split(" | ")[1:] == [f"{scores[0]:.1f}", f"{scores[1]:.1f}", f"{scores[3]:.1f} |"]
     runs = folder / "studies/runs/seed-0"
     records = {v: json.loads((runs / v / ".dualipo/done/base-start.json").read_text()) for v in ("full", "kto")}
     assert len({record["seconds"] for record in records.values()}) == 1, "measured once, for all"

@@ -100,11 +100,13 @@ def _totals(runs: Runs, side: Reference, seed: int) -> dict[str, float]:
 
 def summary_rows(runs: Runs, rounds: Mapping[str, int]) -> list[dict[str, Any]]:
     """A row for each variant and round: means over the seeds of the candidate's and the used generator's totals, of the
-    critic's agreement, and how many seeds promoted the candidate."""
+    candidate's dimensions (those that every seed has) and the critic's agreement, and how many seeds promoted the
+    candidate."""
     rows = []
     for variant, measured in runs.items():
         for index in range(rounds[variant] + 1):
             entries = [one.rounds[index] for one in measured.values()]
+            known = [name for name in entries[0].dimensions if all(name in entry.dimensions for entry in entries)]
             agreements = [entry.agreement for entry in entries if entry.agreement is not None]
             rows.append(
                 {
@@ -116,6 +118,7 @@ def summary_rows(runs: Runs, rounds: Mapping[str, int]) -> list[dict[str, Any]]:
                     "promoted": sum(entry.promoted for entry in entries),
                     "seeds": len(entries),
                     "agreement": statistics.fmean(agreements) if agreements else None,
+                    "dimensions": {name: statistics.fmean(e.dimensions[name] for e in entries) for name in known},
                 }
             )
     return rows

@@ -77,6 +77,8 @@ def page(
         ]
         for one in judged
     ]
+    # every variant has the same base.
+    distinct = [row for index, row in enumerate(rows) if row["round"] != BASE or index == 0]
     figures = [
         [
             "base" if row["round"] == BASE else row["variant"],
@@ -87,31 +89,27 @@ def page(
             "" if row["round"] == BASE else f"{row['promoted']} of {row['seeds']}",
             "" if row["agreement"] is None else f"{100 * row['agreement']:.1f}",
         ]
-        for index, row in enumerate(rows)
-        # every variant has the same base.
-        if row["round"] != BASE or index == 0
+        for row in distinct
     ]
+    names = [name for name in rows[0]["dimensions"] if all(name in row["dimensions"] for row in rows)]
+    dimensions = [[name, *(f"{row['dimensions'][name]:.1f}" for row in distinct)] for name in names]
+    columns = [BASE if row["round"] == BASE else f"{row['variant']}@{row['round']}" for row in distinct]
     variants = [[variant, catalogue.variants[variant].about] for variant in study.variants]
-    return (
-        "\n\n".join(
-            [
-                f"# Study: {name}",
-                f"{study.about}. The paper: {study.paper}.",
-                f"{CAVEATS[suite]} Seeds: {shown}. Printed by `dualipo study {name}`.",
-                "## Claims\n\nDifferences are in points of 100, paired by prompt; brackets are 95 percent bootstrap"
-                " intervals over prompts, all seeds together. They say nothing about other seeds than these.",
-                table(["claim", "paper", "compared", "difference", "by seed", "here"], claims),
-                "## Figures\n\nMeans over the seeds. A candidate that lowers the benchmark is not promoted, and the"
-                " generator in use stays; the gate looks at the same prompts, which flatters the one in use a little.",
-                table(
-                    ["variant", "round", "candidate", "in use", "in use, by seed", "promoted", "critic agrees, %"],
-                    figures,
-                ),
-                table(["variant", "what it is"], variants),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        f"# Study: {name}",
+        f"{study.about}. The paper: {study.paper}.",
+        f"{CAVEATS[suite]} Seeds: {shown}. Printed by `dualipo study {name}`.",
+        "## Claims\n\nDifferences are in points of 100, paired by prompt; brackets are 95 percent bootstrap intervals"
+        " over prompts, all seeds together. They say nothing about other seeds than these.",
+        table(["claim", "paper", "compared", "difference", "by seed", "here"], claims),
+        "## Figures\n\nMeans over the seeds. A candidate that lowers the benchmark is not promoted, and the generator"
+        " in use stays; the gate looks at the same prompts, which flatters the one in use a little.",
+        table(["variant", "round", "candidate", "in use", "in use, by seed", "promoted", "critic agrees, %"], figures),
+        table(["variant", "what it is"], variants),
+    ]
+    if names:
+        parts += ["## Dimensions\n\nThe candidates', means over the seeds.", table(["dimension", *columns], dimensions)]
+    return "\n\n".join(parts) + "\n"
 
 
 def spoken(value: Mapping[str, float]) -> str:
