@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from measuring import CAVEAT, REPOSITORY, RESULTS, between, finish, table
-from preferences import MARGIN, true_totals
+from preferences import MARGIN, Totals, true_margins, true_totals
 
 from dualipo.config import Config, load_config
 from dualipo.records import Desirability, Preference, read_rows, write_rows
@@ -26,13 +25,13 @@ from dualipo.steps import BASE, Job, derive_seed
 from dualipo.steps.align import align
 from dualipo.steps.evaluate import evaluate
 from dualipo.studies.comparing import pooled_difference
-from dualipo.studies.measuring import prompt_totals
+from dualipo.studies.measuring import prompt_totals, read_rounds
 
 TIMES = (1, 3)
 """Of params.yaml's steps."""
 
 
-def perfect_pairs(scored: list[Desirability], totals: Mapping[str, Mapping[str, float]]) -> list[Preference]:
+def perfect_pairs(scored: list[Desirability], totals: Totals) -> list[Preference]:
     """Each prompt's best and worst candidate by their true totals."""
     text = {row.prompt_id: row.prompt for row in scored}
     pairs = []
@@ -71,16 +70,6 @@ def aligned(
     return prompt_totals(out)
 
 
-def before(runs: Path, number: str, prev: str) -> dict[str, float]:
-    """Totals by prompt of the generator that the round began with: of the last round whose candidate it is."""
-    from dualipo.artifacts import digest
-
-    wanted = digest(runs / prev / "generator").md5
-    while prev != BASE and digest(runs / prev / "generator_candidate").md5 != wanted:
-        prev = str(int(prev) - 1) if prev != "1" else BASE
-    return prompt_totals(runs / prev)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "studies/runs")
@@ -94,21 +83,19 @@ def main() -> None:
     found: dict[tuple[str, int], list[tuple[dict[str, float], dict[str, float]]]] = {}
     told: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
+        config = load_config(REPOSITORY / "params.yaml", overrides={"experiment.seed": seed})
         runs = arguments.runs.absolute() / f"seed-{seed}/full/runs"
+        start = {one.name: one.in_use for one in read_rounds(config, runs)}[config.rounds[number].prev]
         totals = true_totals(runs / number)
         scored = read_rows(runs / number / "preferences/desirability.jsonl", Desirability)
         critics = read_rows(runs / number / "preferences/pairs.jsonl", Preference)
         for name, pairs in (("critic", critics), ("perfect", perfect_pairs(scored, totals))):
-            gaps = [totals[pair.prompt_id][pair.winner] - totals[pair.prompt_id][pair.loser] for pair in pairs]
-            told.setdefault(name, []).append({"pairs": len(pairs), "margin": statistics.fmean(gaps)})
-            for times in TIMES:
-                config = load_config(REPOSITORY / "params.yaml", overrides={"experiment.seed": seed})
-                steps = config.align.steps * times
-                config = config.model_copy(update={"align": config.align.model_copy(update={"steps": steps})})
+            margin = statistics.fmean(true_margins(pairs, totals))
+            told.setdefault(name, []).append({"pairs": len(pairs), "margin": margin})
+            for steps in (config.align.steps * times for times in TIMES):
+                longer = config.model_copy(update={"align": config.align.model_copy(update={"steps": steps})})
                 out = arguments.out / f"seed-{seed}/{number}-{name}-{steps}"
-                after = aligned(config, runs, number, pairs, data, out)
-                start = before(runs, number, config.rounds[number].prev)
-                found.setdefault((name, steps), []).append((start, after))
+                found.setdefault((name, steps), []).append((start, aligned(longer, runs, number, pairs, data, out)))
     rows: list[list[str]] = []
     arms: list[dict[str, Any]] = []
     for (name, steps), gained in found.items():

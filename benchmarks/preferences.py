@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,15 @@ from dualipo.world.benchmark import score_clip
 MARGIN = 5.0
 
 
-def true_totals(round_folder: Path) -> dict[str, dict[str, float]]:
-    """Total of every candidate of a round, by prompt and clip."""
+Totals = dict[str, dict[str, float]]
+"""By prompt and clip."""
+
+
+def true_totals(round_folder: Path) -> Totals:
+    """Total of every candidate of a round."""
     prompts = {prompt.id: prompt for prompt in read_rows(round_folder / "prompts.jsonl", Prompt)}
     store = ClipStore(round_folder / "candidates")
-    totals: dict[str, dict[str, float]] = {}
+    totals: Totals = {}
     for clip in tqdm(store.clips, desc=str(round_folder), leave=False):
         total = score_clip(store[clip.id], prompts[clip.prompt_id])["total"]
         assert total is not None
@@ -39,12 +44,16 @@ def true_totals(round_folder: Path) -> dict[str, dict[str, float]]:
     return totals
 
 
+def true_margins(pairs: Sequence[Preference], totals: Totals) -> list[float]:
+    """How much better each pair's winner truly is, points."""
+    return [totals[pair.prompt_id][pair.winner] - totals[pair.prompt_id][pair.loser] for pair in pairs]
+
+
 def looked_at(round_folder: Path) -> dict[str, Any]:
     totals = true_totals(round_folder)
     pairs = read_rows(round_folder / "preferences/pairs.jsonl", Preference)
     critics = read_json(round_folder / "critic_decision.json")["evidence"]["agreement"]
-    winners = [totals[pair.prompt_id][pair.winner] for pair in pairs]
-    gains = [winner - totals[pair.prompt_id][pair.loser] for winner, pair in zip(winners, pairs, strict=True)]
+    gains = true_margins(pairs, totals)
     own = [list(totals[pair.prompt_id].values()) for pair in pairs]
     return {
         "pairs": len(pairs),
@@ -54,7 +63,7 @@ def looked_at(round_folder: Path) -> dict[str, Any]:
         "gain": statistics.fmean(gains),
         "candidates": statistics.fmean(statistics.fmean(values) for values in own),
         "best": statistics.fmean(max(values) for values in own),
-        "winner": statistics.fmean(winners),
+        "winner": statistics.fmean(totals[pair.prompt_id][pair.winner] for pair in pairs),
         "spread": statistics.fmean(statistics.pstdev(values) for values in own),
         "critic_reward": read_json(round_folder / "preferences/summary.json")["critic_reward"],
         "critic_change": 100 * (critics["candidate"] - critics["incumbent"]),

@@ -98,6 +98,8 @@ class Reward(Scorer):
         return self.model.see(clips)
 
     def rate(self, clips: Sequence[Clip], seen: Any, seed: int) -> dict[str, Rated]:
+        from dualipo.critic.videoreward.scale import overall
+
         scores = self.model.scores([(clip.prompt, clip.id) for clip in clips], seen, self.batch_size)
         calibration, dimensions = self.model.settings.calibration, self.model.settings.dimensions
         if calibration is None:
@@ -110,7 +112,7 @@ class Reward(Scorer):
             own = scores[clip.prompt, clip.id]
             desirable = all(own[d] > calibration.cuts(d)[0] for d in dimensions)
             apart = {d: float(own[d]) for d in dimensions}
-            whole = float(np.average(list(apart.values()), weights=weights))
+            whole = float(overall(np.array(list(apart.values())), weights))
             rated[clip.id] = Rated(0.5 * math.erfc(-whole / math.sqrt(2)), desirable, apart)
         return rated
 

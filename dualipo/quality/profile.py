@@ -10,7 +10,8 @@ import numpy as np
 from scipy.stats import binom, entropy
 
 from dualipo.artifacts import write_json
-from dualipo.critic.voting import WORDS, Kind, majority, tally
+from dualipo.critic.questions import Question
+from dualipo.critic.voting import WORDS, majority, tally
 from dualipo.quality.evidence import Strict, load
 from dualipo.records import (
     HumanChoice,
@@ -59,15 +60,14 @@ class ProfileFile(Strict):
 
 def profile_humans(ratings: Sequence[HumanRating], choices: Sequence[HumanChoice]) -> LabelProfile:
     """Each item counts once, by its annotators' majority; their votes are its votes."""
-    items: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    items: dict[Question, list[str]] = defaultdict(list)
     for row in joined(ratings, choices):
-        items[(topic_of(row), row.prompt, *clips_of(row))].append(row.verdict)
+        items[Question(row.dimension, row.prompt, clips_of(row))].append(row.verdict)
     votes: dict[str, list[dict[str, int]]] = defaultdict(list)
     verdicts: dict[str, list[str]] = defaultdict(list)
-    for (topic, *_), given in items.items():
-        kind: Kind = "rating" if topic.startswith("rating/") else "choice"
-        votes[topic].append(tally(given, WORDS[kind]))
-        verdicts[topic].append(majority(given, kind) or "")
+    for question, given in items.items():
+        votes[question.topic].append(tally(given, WORDS[question.kind]))
+        verdicts[question.topic].append(majority(given, question.kind) or "")
     found = {topic: _question(own, own, votes[topic], None) for topic, own in sorted(verdicts.items())}
     return LabelProfile(source="human seed labels", questions=found)
 

@@ -27,7 +27,17 @@ from dualipo.quality.suites import (
     prompts_suite,
     ratings_suite,
 )
-from dualipo.records import HumanChoice, HumanRating, Prompt, PseudoChoice, PseudoRating, find_table, joined, read_rows
+from dualipo.records import (
+    HumanChoice,
+    HumanRating,
+    Prompt,
+    PseudoChoice,
+    PseudoRating,
+    clips_of,
+    find_table,
+    joined,
+    read_rows,
+)
 from dualipo.steps import Job, Summary
 
 
@@ -59,7 +69,7 @@ def check_labels(
         if label.prompt_id not in known:
             raise UserError(f"{labels}: prompt {label.prompt_id!r} is not in {prompts}; label this round's clips again")
     files = [store.file(clip.id) for clip in store.clips]
-    for clip in dict.fromkeys([*(r.clip for r in ratings), *(c for row in choices for c in (row.clip_a, row.clip_b))]):
+    for clip in dict.fromkeys(clip for row in joined(ratings, choices) for clip in clips_of(row)):
         store.file(clip)  # raises where there is no such clip
 
     _, targets = round_target(config.prompts, job.round)

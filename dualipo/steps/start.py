@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 from dualipo.artifacts import copy_folder, write_json
 from dualipo.config import Config
 from dualipo.heldout import HeldOut, hold_out, require_apart, write_held_out
-from dualipo.records import HumanChoice, HumanRating, Prompt, RealClip, find_table, joined, read_labels, read_rows
+from dualipo.records import (
+    HumanChoice,
+    HumanRating,
+    Prompt,
+    RealClip,
+    clips_of,
+    find_table,
+    joined,
+    read_labels,
+    read_rows,
+)
 from dualipo.steps import Job, Summary
 
 if TYPE_CHECKING:
@@ -83,9 +93,9 @@ def check_data(
     labels = {folder: read_labels(folder) for folder in (seed_labels, test_labels)}
     prompts: dict[Path, list[str]] = {}
     for folder, (ratings, choices) in labels.items():
-        prompts[folder] = [row.prompt for row in joined(ratings, choices)]
-        named = {row.clip for row in ratings} | {clip for row in choices for clip in (row.clip_a, row.clip_b)}
-        for clip in sorted(named):
+        rows = joined(ratings, choices)
+        prompts[folder] = [row.prompt for row in rows]
+        for clip in sorted({clip for row in rows for clip in clips_of(row)}):
             check_clip(folder / clip)
     real = read_rows(find_table(real_clips, "captions"), RealClip)
     for row in real:
